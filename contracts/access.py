@@ -1,0 +1,27 @@
+"""Who is asking, and whether what they send may be kept: answers that serving and feedback share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The owner of an API key."""
+
+    user_id: str
+    key_id: str
+    # Keys of production traffic are never logged, whatever their owner agreed to (InstructGPT, section 3.2).
+    production: bool = False
+
+
+# From an `Authorization` header's value (or None) to the key's owner. Raises AccessDenied.
+Authenticate = Callable[[str | None], Principal]
+
+
+class ConsentReader(Protocol):
+    """The folded state of the consent events."""
+
+    def granted_notice(self, user_id: str) -> str | None:
+        """The notice version that the person agreed to and has not withdrawn; None where there is none."""
+        ...

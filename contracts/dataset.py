@@ -1,0 +1,51 @@
+"""DatasetManifest: event range, rule versions, splits, counts; and the columns of the three sets."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MANIFEST = "dataset.json"
+
+SetName = Literal["sft", "rm", "ppo"]
+Split = Literal["train", "validation", "test"]
+SETS: tuple[SetName, ...] = ("sft", "rm", "ppo")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Columns of `<set>.parquet`. `messages` is a list of {role, content}, empty where the prompt was raw `text`.
+PROMPT_COLUMNS = ("id", "user_id", "text", "messages", "use_case", "source", "split")
+# + response: string
+SFT_COLUMNS = (*PROMPT_COLUMNS, "response")
+# + rater_id: string; responses: list<string>; finished: list<bool> (false: cut by max_tokens);
+#   ranks: list<int32>, 0 best, ties equal, aligned with responses; release_id: string
+RM_COLUMNS = (*PROMPT_COLUMNS, "rater_id", "responses", "finished", "ranks", "release_id")
+PPO_COLUMNS = PROMPT_COLUMNS
+
+
+class RuleCount(BaseModel):
+    """What one rule let through: rows in and out, per set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    version: int
+    rows_in: dict[SetName, int]
+    rows_out: dict[SetName, int]
+    # Values of the rule's settings, and what it wants to report (dropped clusters, languages).
+    settings: dict[str, str | int | float]
+    notes: dict[str, int]
+
+
+class DatasetManifest(BaseModel):
+    """What a dataset was made of. Stored as `dataset.json` beside the Parquet files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    # topic -> partition -> [first offset, end offset)
+    events: dict[str, dict[int, tuple[int, int]]]
+    rules: tuple[RuleCount, ...]
+    # set -> split -> rows
+    rows: dict[SetName, dict[Split, int]]
+    # Distinct people whose data is inside: user id -> rows over all sets.
+    people: dict[str, int]
+    code_version: str

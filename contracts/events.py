@@ -1,0 +1,188 @@
+"""Build and validate events; ids and time are passed in."""
+
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from contracts.errors import InvalidEvent
+from contracts.v1 import events_pb2 as pb
+
+SCHEMA_VERSION = 1
+
+Body = pb.Completion | pb.Ranking | pb.Demonstration | pb.Consent | pb.ReleaseChange
+
+# One topic per body. The key is the field's name in the envelope's oneof.
+TOPIC_OF = {
+    "completion": "completions",
+    "ranking": "rankings",
+    "demonstration": "demonstrations",
+    "consent": "consents",
+    "release_change": "releases",
+}
+TOPICS = tuple(TOPIC_OF.values())
+
+MIN_RANKED, MAX_RANKED = 2, 9
+
+
+def uuid7(unix_seconds: float, entropy: bytes) -> str:
+    """UUID version 7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 of the 80 bits of `entropy`."""
+    millis = int(unix_seconds * 1000)
+    value = (millis << 80) | int.from_bytes(entropy[:10], "big")
+    value = (value & ~(0xF << 76)) | (7 << 76)
+    value = (value & ~(0b11 << 62)) | (0b10 << 62)
+    return str(uuid.UUID(int=value))
+
+
+@dataclass(frozen=True)
+class Stamper:
+    """Puts bodies into envelopes on behalf of one producer."""
+
+    producer: str
+    clock: Callable[[], float] = time.time
+    entropy: Callable[[int], bytes] = os.urandom
+
+    def new_id(self) -> str:
+        return uuid7(self.clock(), self.entropy(10))
+
+    def event(self, user_id: str, body: Body, *, id: str | None = None, at: float | None = None) -> pb.Event:
+        """An envelope around `body`, validated.
+
+        `id` is given by a producer that must be idempotent (an importer derives it from the row); `at` is the time
+        of what happened, in seconds since 1970, now by default. Raises InvalidEvent.
+        """
+        event = pb.Event(
+            id=self.new_id() if id is None else id,
+            schema_version=SCHEMA_VERSION,
+            producer=self.producer,
+            user_id=user_id,
+        )
+        event.time.FromNanoseconds(int((self.clock() if at is None else at) * 1e9))
+        field = next(f for f in TOPIC_OF if isinstance(body, _BODY_TYPE[f]))
+        getattr(event, field).CopyFrom(body)
+        validate(event)
+        return event
+
+
+_BODY_TYPE: dict[str, type] = {
+    "completion": pb.Completion,
+    "ranking": pb.Ranking,
+    "demonstration": pb.Demonstration,
+    "consent": pb.Consent,
+    "release_change": pb.ReleaseChange,
+}
+
+
+def topic_of(event: pb.Event) -> str:
+    """The topic that the event belongs to. Raises InvalidEvent when it has no body."""
+    field = event.WhichOneof("body")
+    if field is None:
+        raise InvalidEvent("body", "one of " + ", ".join(TOPIC_OF), "nothing")
+    return TOPIC_OF[field]
+
+
+def validate(event: pb.Event) -> None:
+    """Raise InvalidEvent unless the event may enter the log."""
+    try:
+        uuid.UUID(event.id)
+    except ValueError:
+        raise InvalidEvent("id", "a UUID", event.id) from None
+    if event.schema_version != SCHEMA_VERSION:
+        raise InvalidEvent("schema_version", str(SCHEMA_VERSION), event.schema_version)
+    for name in ("producer", "user_id"):
+        if not getattr(event, name):
+            raise InvalidEvent(name, "a non-empty string", "")
+    if not event.HasField("time"):
+        raise InvalidEvent("time", "a timestamp", "nothing")
+    _VALIDATE_BODY[topic_of(event)](getattr(event, event.WhichOneof("body")))
+
+
+def ranks_of(ranking: pb.Ranking) -> dict[int, int]:
+    """Output index to rank, 0 best; tied outputs share a rank."""
+    return {output: rank for rank, group in enumerate(ranking.groups) for output in group.outputs}
+
+
+def prompt_text(prompt: pb.Prompt) -> str:
+    """The words of a prompt, whichever form it has; for rules and display, not for the model."""
+    return prompt.text or "\n".join(message.content for message in prompt.messages)
+
+
+def _validate_prompt(prompt: pb.Prompt) -> None:
+    if bool(prompt.text) == bool(prompt.messages):
+        raise InvalidEvent("prompt", "either text or messages", "both" if prompt.text else "neither")
+    for i, message in enumerate(prompt.messages):
+        if message.role not in ("system", "user", "assistant"):
+            raise InvalidEvent(f"prompt.messages[{i}].role", "system, user or assistant", message.role)
+
+
+def _validate_source(source: int, notice_version: str) -> None:
+    if source == pb.SOURCE_UNSPECIFIED:
+        raise InvalidEvent("source", "playground, api, labeler or import", "unspecified")
+    if not notice_version:
+        raise InvalidEvent("notice_version", "the notice that the person agreed to", "")
+
+
+def _validate_completion(body: pb.Completion) -> None:
+    if not body.completion_id:
+        raise InvalidEvent("completion_id", "a non-empty string", "")
+    _validate_prompt(body.prompt)
+    _validate_source(body.source, body.notice_version)
+    if not body.outputs:
+        raise InvalidEvent("outputs", "at least one output", "none")
+    if [o.index for o in body.outputs] != list(range(len(body.outputs))):
+        raise InvalidEvent("outputs[].index", "0, 1, 2, ... in order", [o.index for o in body.outputs])
+    if body.source != pb.SOURCE_IMPORT and not body.release_id:
+        raise InvalidEvent("release_id", "the release that made the outputs", "")
+
+
+def _validate_ranking(body: pb.Ranking) -> None:
+    if not body.completion_id:
+        raise InvalidEvent("completion_id", "a non-empty string", "")
+    _validate_source(body.source, body.notice_version)
+    check_groups([list(group.outputs) for group in body.groups])
+    if body.HasField("seconds_spent") and not (math.isfinite(body.seconds_spent) and body.seconds_spent >= 0):
+        raise InvalidEvent("seconds_spent", "a finite number >= 0", body.seconds_spent)
+
+
+def check_groups(groups: Iterable[Iterable[int]]) -> None:
+    """Raise InvalidEvent unless `groups` order 2..9 outputs, each named once, with no empty group."""
+    groups = [list(group) for group in groups]
+    if any(not group for group in groups):
+        raise InvalidEvent("groups", "no empty group", groups)
+    ranked = [output for group in groups for output in group]
+    if not MIN_RANKED <= len(ranked) <= MAX_RANKED:
+        raise InvalidEvent("groups", f"{MIN_RANKED} to {MAX_RANKED} ranked outputs", len(ranked))
+    if len(set(ranked)) != len(ranked):
+        raise InvalidEvent("groups", "each output at most once", groups)
+
+
+def _validate_demonstration(body: pb.Demonstration) -> None:
+    _validate_prompt(body.prompt)
+    _validate_source(body.source, body.notice_version)
+    if not body.response:
+        raise InvalidEvent("response", "a non-empty string", "")
+
+
+def _validate_consent(body: pb.Consent) -> None:
+    if body.state == pb.CONSENT_STATE_UNSPECIFIED:
+        raise InvalidEvent("state", "granted or withdrawn", "unspecified")
+    if not body.notice_version:
+        raise InvalidEvent("notice_version", "the notice that was shown", "")
+
+
+def _validate_release_change(body: pb.ReleaseChange) -> None:
+    if not body.release_id:
+        raise InvalidEvent("release_id", "a non-empty string", "")
+    if body.transition == pb.RELEASE_TRANSITION_UNSPECIFIED:
+        raise InvalidEvent("transition", "published, swapped in, rolled back or refused", "unspecified")
+
+
+_VALIDATE_BODY: dict[str, Callable[..., None]] = {
+    "completions": _validate_completion,
+    "rankings": _validate_ranking,
+    "demonstrations": _validate_demonstration,
+    "consents": _validate_consent,
+    "releases": _validate_release_change,
+}
