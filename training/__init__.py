@@ -1,0 +1,1 @@
+"""Dataset > reward model > policy > release."""

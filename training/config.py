@@ -1,0 +1,118 @@
+"""One frozen config per stage; the defaults are InstructGPT's numbers (arXiv 2203.02155), sections in comments."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16"]
+
+
+class StageConfig(BaseModel):
+    """Refuses unknown keys and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    # bf16 runs the forward passes under autocast; weights and optimizer states stay float32.
+    precision: Precision = "fp32"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class PretrainConfig(StageConfig):
+    """A small Llama and its tokenizer from scratch, for those who bring no model. Sizes are ours, not the paper's."""
+
+    vocab_size: int = Field(default=1024, ge=300)
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    layers: int = 4
+    heads: int = 4
+    context: int = Field(default=256, ge=8)
+    steps: int = Field(default=600, ge=1)
+    rows_per_step: int = Field(default=16, ge=1)
+    row_tokens: int = Field(default=128, ge=8)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    warmup_steps: int = 20
+
+
+class SftConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations (C.1)."""
+
+    epochs: int = Field(default=16, ge=1)
+    batch: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=9.65e-6, gt=0)
+    # The rate falls along a cosine to this share of itself; no warm-up.
+    final_rate_share: float = 0.1
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+
+
+class RewardModelConfig(StageConfig):
+    """Reward model on K-way rankings (C.2)."""
+
+    epochs: int = Field(default=1, ge=1)
+    prompts_per_batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=9e-6, gt=0)
+    final_rate_share: float = 0.1
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+
+
+class PpoConfig(StageConfig):
+    """PPO with the pretraining mix (3.5, C.3, C.4)."""
+
+    episodes: int = Field(default=256_000, ge=1)
+    batch: int = Field(default=512, ge=1)
+    minibatch: int = Field(default=64, ge=1)
+    inner_epochs: int = Field(default=1, ge=1)
+    policy_rate: float = Field(default=9.65e-6, gt=0)
+    value_rate: float = Field(default=9e-6, gt=0)
+    # The rate rises from a tenth over this many iterations, then stays.
+    warmup_iterations: int = 10
+    # The value network alone learns for this many iterations first; the policy stands still meanwhile.
+    value_warmup_iterations: int = 0
+    clip: float = 0.2
+    value_clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    # Weight of the per-token KL penalty against the SFT policy, in reward units per nat.
+    beta: float = Field(default=0.02, ge=0)
+    # Stop when the mean KL of a batch to the SFT policy exceeds this many nats per response.
+    kl_budget: float = Field(default=float("inf"), gt=0)
+    # Multiplies the mean negative log-likelihood per pretraining token.
+    ptx_coefficient: float = Field(default=27.8, ge=0)
+    ptx_examples_per_episode: int = Field(default=8, ge=0)
+    ptx_row_tokens: int = Field(default=128, ge=2)
+    # Decay per iteration of the averaged weights; the average is what is evaluated and released.
+    ema: float = Field(default=0.992, ge=0, lt=1)
+    whiten_rewards: bool = True
+    # Reward of a response that never stops, in place of its score.
+    unfinished_reward: float = -1.0
+    adam_eps: float = 1e-5
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = Field(default=1024, ge=1)
+
+
+class GateConfig(BaseModel):
+    """What a policy must show before it is released."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Mean KL to the SFT policy, in nats per response.
+    max_kl: float = Field(default=20.0, gt=0)
+    # The lower end of the 95 % interval of the win rate must lie above this.
+    min_win_rate: float = Field(default=0.5, ge=0, le=1)
+    # Which judge's win rate counts.
+    judge: str = "reward_model"
+    # Rise of the held-out language-modelling loss over the SFT policy's, in nats per token.
+    max_lm_loss_rise: float = 0.1
+
+
+class EvaluationConfig(BaseModel):
+    """How a policy is compared with its parent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples_per_prompt: int = Field(default=4, ge=1)
+    max_prompts: int = Field(default=400, ge=1)
+    seed: int = 0

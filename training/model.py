@@ -1,0 +1,156 @@
+"""Policy, value and reward heads on any Hugging Face causal language model from a local folder.
+
+Shapes: B sequences of T tokens, right-padded: under a causal mask nothing real ever attends to padding, so no attention
+mask is needed and positions count from 0. R response tokens, H hidden size, V vocabulary.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from contracts.errors import CorruptArtifact, InvalidInput
+from contracts.release import Canary
+
+REWARD_HEAD = "reward_head.safetensors"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; it must have an end-of-text token, and a pad token that differs from it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise InvalidInput(f"{folder}: eos_token", "a tokenizer with an end-of-text token", None)
+    return tokenizer
+
+
+def load_policy(folder: Path) -> PreTrainedModel:
+    """A causal language model in float32. Raises InvalidInput where the folder holds none."""
+    if not (folder / "config.json").is_file():
+        raise InvalidInput("model folder", "a folder with config.json and safetensors", str(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    _check_plain_head(model)
+    return model
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights (safetensors), config and tokenizer into a new folder."""
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _check_plain_head(model: PreTrainedModel) -> None:
+    """Raise InvalidInput if the logits are more than hidden states times the unembedding (soft caps, scales)."""
+    tokens_BT = torch.tensor([[0, 1, 2]])
+    hidden_BTH = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+    if not torch.allclose(head(hidden_BTH), model(input_ids=tokens_BT, use_cache=False).logits, atol=1e-4):
+        raise InvalidInput("model", "a plain unembedding as its head", type(model).__name__)
+
+
+def response_positions(prompt_lengths_B: Tensor, width: int) -> Tensor:
+    """[B, R]: where the model stands when it predicts response token r, i.e. prompt length - 1 + r."""
+    return prompt_lengths_B[:, None] - 1 + torch.arange(width)
+
+
+def response_logprobs(
+    model: PreTrainedModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor
+) -> Tensor:
+    """Log-probabilities, float32 [B, R], of each response token at temperature 1; 0 where the mask is False.
+
+    Only the response positions go through the unembedding.
+    """
+    hidden_BTH = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1])
+    rows_N, columns_N = mask_BR.nonzero(as_tuple=True)
+    at_N = positions_BR[rows_N, columns_N]
+    logits_NV = model.get_output_embeddings()(hidden_BTH[rows_N, at_N]).float()
+    logprobs_N = logits_NV.log_softmax(-1).gather(1, tokens_BT[rows_N, at_N + 1][:, None])[:, 0]
+    return torch.zeros(mask_BR.shape).index_put((rows_N, columns_N), logprobs_N)
+
+
+class RewardModel(nn.Module):
+    """A language model without its unembedding and one scalar head; also the value network's shape.
+
+    `shift` is subtracted from every score so that demonstrations score 0 on average; it is part of the checkpoint.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        hidden = backbone.config.get_text_config().hidden_size
+        self.head = nn.Linear(hidden, 1)
+        # Recipe, detail 2: N(0, 1/sqrt(d + 1)) and no bias to begin with.
+        nn.init.normal_(self.head.weight, std=(hidden + 1) ** -0.5)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("shift", torch.zeros(()))
+
+    @classmethod
+    def from_policy(cls, folder: Path) -> "RewardModel":
+        return cls(AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True))
+
+    @classmethod
+    def load(cls, folder: Path) -> "RewardModel":
+        """Raises CorruptArtifact where the head or its shift is missing."""
+        model = cls.from_policy(folder)
+        try:
+            head = load_file(folder / REWARD_HEAD)
+            with torch.no_grad():
+                model.head.weight.copy_(head["weight"])
+                model.head.bias.copy_(head["bias"])
+                model.shift.copy_(head["shift"])
+        except (FileNotFoundError, KeyError) as e:
+            raise CorruptArtifact(f"{folder / REWARD_HEAD}: not a reward model's head: {e}") from e
+        return model
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        folder.mkdir(parents=True)
+        self.backbone.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        head = {"weight": self.head.weight, "bias": self.head.bias, "shift": self.shift}
+        save_file({k: v.detach().contiguous() for k, v in head.items()}, folder / REWARD_HEAD)
+
+    def token_scores(self, tokens_BT: Tensor) -> Tensor:
+        """The head's output at every token, float32 [B, T]."""
+        hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        return self.head(hidden_BTH).squeeze(-1).float() - self.shift
+
+    def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Scores, float32 [B], read at the last real token, never at padding."""
+        hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        last_BH = hidden_BTH[torch.arange(len(tokens_BT)), lengths_B - 1]
+        return self.head(last_BH).squeeze(-1).float() - self.shift
+
+
+CANARY_TEXT = "A canary sings before the door is opened, and the same song is heard again behind it."
+
+
+@torch.no_grad()
+def canary_of(folder: Path) -> Canary:
+    """What this folder's model, in float32, says of a fixed text; a server compares it after a swap."""
+    tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
+    ids = tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"][:64]
+    logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
+    logprobs_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return Canary(token_ids=tuple(ids), logprobs=tuple(logprobs_T.tolist()))
+
+
+def parameter_count(folder: Path) -> int:
+    """Parameters of the model in `folder`, from the safetensors headers alone."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        shapes = (v["shape"] for k, v in header.items() if k != "__metadata__")
+        total += sum(int(torch.Size(shape).numel()) for shape in shapes)
+    return total
