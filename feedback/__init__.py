@@ -1,0 +1,1 @@
+"""People to events to dataset: the feedback service, the log, the rules and the importers."""

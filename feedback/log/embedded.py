@@ -1,0 +1,146 @@
+"""The log of one machine: one SQLite file, shared by several processes and threads.
+
+A commit is in the write-ahead log and on disk before `append` returns (WAL with synchronous=FULL). One partition a topic.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from contracts.errors import InvalidInput
+from contracts.events import TOPICS, topic_of, validate
+from contracts.log import Record
+from contracts.v1 import events_pb2 as pb
+
+# How long a writer waits for another process's transaction; one lasts milliseconds.
+_BUSY_SECONDS = 30.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    event BLOB NOT NULL,
+    PRIMARY KEY (topic, partition, offset),
+    UNIQUE (topic, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS committed (
+    consumers TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    PRIMARY KEY (consumers, topic, partition)
+) WITHOUT ROWID;
+"""
+_END = "SELECT coalesce(max(offset) + 1, 0) FROM events WHERE topic = ? AND partition = ?"
+_APPEND = "INSERT INTO events VALUES (?, 0, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING"
+_READ = (
+    "SELECT offset, event FROM events WHERE topic = ? AND partition = ? AND offset >= ?"
+    " ORDER BY offset LIMIT ?"
+)
+_COMMIT = (
+    "INSERT INTO committed VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (consumers, topic, partition) DO UPDATE SET offset = excluded.offset"
+)
+_COMMITTED = "SELECT offset FROM committed WHERE consumers = ? AND topic = ? AND partition = ?"
+
+
+class EmbeddedLog:
+    """contracts.log.Log in the file `path`. One connection writes and one reads, so readers never wait for a writer."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one_opens(path.parent):
+            self._writer = _connect(path)
+            self._writer.executescript(_SCHEMA)
+            self._reader = _connect(path)
+        self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
+
+    def append(self, events: Sequence[pb.Event]) -> None:
+        for event in events:
+            validate(event)
+        rows = [(topic_of(e), e.id, e.SerializeToString(deterministic=True)) for e in events]
+        with self._transaction() as db:
+            ends: dict[str, int] = {}
+            for topic, event_id, blob in rows:
+                if topic not in ends:
+                    ends[topic] = db.execute(_END, (topic, 0)).fetchone()[0]
+                ends[topic] += db.execute(_APPEND, (topic, ends[topic], event_id, blob)).rowcount
+
+    def partitions(self, topic: str) -> int:
+        _check(topic, 0)
+        return 1
+
+    def end_offset(self, topic: str, partition: int) -> int:
+        _check(topic, partition)
+        with self._read_lock:
+            return int(self._reader.execute(_END, (topic, partition)).fetchone()[0])
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        _check(topic, partition)
+        if offset < 0 or limit < 0:
+            raise InvalidInput("offset, limit", "numbers >= 0", (offset, limit))
+        with self._read_lock:
+            rows = self._reader.execute(_READ, (topic, partition, offset, limit)).fetchall()
+        return [Record(topic, partition, at, pb.Event.FromString(blob)) for at, blob in rows]
+
+    def commit(self, group: str, topic: str, partition: int, offset: int) -> None:
+        _check(topic, partition)
+        if offset < 0:
+            raise InvalidInput("offset", "a number >= 0", offset)
+        with self._transaction() as db:
+            db.execute(_COMMIT, (group, topic, partition, offset))
+
+    def committed(self, group: str, topic: str, partition: int) -> int:
+        _check(topic, partition)
+        with self._read_lock:
+            row = self._reader.execute(_COMMITTED, (group, topic, partition)).fetchone()
+        return int(row[0]) if row else 0
+
+    def close(self) -> None:
+        with self._write_lock, self._read_lock:
+            self._reader.close()
+            self._writer.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; IMMEDIATE, since a read lock cannot always be raised to a write lock."""
+        with self._write_lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+@contextmanager
+def _only_one_opens(folder: Path) -> Iterator[None]:
+    """The switch to WAL fails at once, without waiting, when two processes try it on a new file."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _check(topic: str, partition: int) -> None:
+    if topic not in TOPICS:
+        raise InvalidInput("topic", "one of " + ", ".join(TOPICS), topic)
+    if partition != 0:
+        raise InvalidInput("partition", "0, the only one", partition)
