@@ -1,0 +1,67 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.log import Log, follow
+from feedback.consent import ConsentLedger, ConsentState, fold
+from feedback.log import open_log
+from tests.feedback.samples import consent
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = open_log(f"sqlite:///{tmp_path}/log.sqlite")
+    yield log
+    log.close()
+
+
+def test_nobody_has_agreed_to_anything_at_first(log: Log) -> None:
+    assert ConsentLedger(log).granted_notice("ann") is None
+
+
+def test_the_ledger_sees_each_new_event_at_once(log: Log) -> None:
+    ledger = ConsentLedger(log)
+    log.append([consent("ann", version="1"), consent("bob", version="2")])
+    assert (ledger.granted_notice("ann"), ledger.granted_notice("bob")) == ("1", "2")
+    log.append([consent("ann", granted=False)])
+    assert (ledger.granted_notice("ann"), ledger.granted_notice("bob")) == (None, "2")
+    log.append([consent("ann", version="3")])
+    assert ledger.granted_notice("ann") == "3"
+
+
+def test_a_withdrawal_by_another_process_counts(log: Log, tmp_path: Path) -> None:
+    ledger = ConsentLedger(log)
+    log.append([consent("ann")])
+    assert ledger.granted_notice("ann") == "1"
+    other = open_log(f"sqlite:///{tmp_path}/log.sqlite")
+    other.append([consent("ann", granted=False)])
+    other.close()
+    assert ledger.granted_notice("ann") is None
+
+
+def test_fold_keeps_the_time_of_the_last_withdrawal(log: Log) -> None:
+    log.append(
+        [consent("ann", at=1), consent("ann", granted=False, at=5), consent("ann", at=9)]
+        + [consent("bob", granted=False, at=7)]
+    )
+    assert fold(follow(log, "consents", {})) == {
+        "ann": ConsentState(granted="1", withdrawn_at=5.0),
+        "bob": ConsentState(granted=None, withdrawn_at=7.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "given_at", "allowed"),
+    [
+        (ConsentState(), 3.0, False),
+        (ConsentState(granted="1"), 3.0, True),
+        (ConsentState(granted=None, withdrawn_at=5.0), 6.0, False),
+        (ConsentState(granted="1", withdrawn_at=5.0), 5.0, False),
+        (ConsentState(granted="1", withdrawn_at=5.0), 5.1, True),
+    ],
+)
+def test_what_was_given_before_a_withdrawal_stays_out(
+    state: ConsentState, given_at: float, allowed: bool
+) -> None:
+    assert state.allows(given_at) is allowed
