@@ -1,0 +1,38 @@
+"""Adam as the paper sets it, and the two rate schedules that its stages use."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from training.config import Precision
+
+
+def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> torch.optim.AdamW:
+    """Adam with betas (0.9, 0.95) (C) and no weight decay."""
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def cosine_share(step: int, steps: int, final_share: float, warmup: int = 0) -> float:
+    """Share of the full rate at `step` of `steps`: up over `warmup` steps, then a cosine down to `final_share`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_share(iteration: int, warmup: int) -> float:
+    """From a tenth to 1 over `warmup` iterations, then constant (C.4)."""
+    return 1.0 if warmup == 0 else min(1.0, 0.1 + 0.9 * iteration / warmup)
+
+
+def autocast(precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast around a forward pass, or nothing."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -1,0 +1,268 @@
+"""Prompts > policy: PPO with the pretraining mix (InstructGPT, 3.5 and C.4).
+
+One iteration: sample responses with vLLM, score them, charge the KL to the SFT policy, estimate advantages, then a few
+minibatch steps in which the PPO and the pretraining gradients meet in the same buffers before one optimizer step.
+"""
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from contracts.errors import InvalidInput
+from training.config import PpoConfig
+from training.data import PromptRow, TokenStream, fits, render, shuffled_batches, similar_lengths
+from training.metrics import Metrics
+from training.model import (
+    RewardModel,
+    load_policy,
+    load_tokenizer,
+    response_logprobs,
+    response_positions,
+    save_policy,
+)
+from training.objectives import (
+    explained_variance,
+    gae,
+    kl_rewards,
+    masked_mean,
+    policy_loss,
+    value_loss,
+    whiten,
+)
+from training.optimizer import adam, autocast, set_rate, warmup_share
+from training.rollout import Rollout, Sampler, pack
+
+FORWARD_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The four models of PPO-ptx; reference and reward never change."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    value: RewardModel
+    reward: RewardModel
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout and what was computed of it once, before any update. All [B, R] but scores_B."""
+
+    rollout: Rollout
+    old_logprobs_BR: Tensor
+    ref_logprobs_BR: Tensor
+    old_values_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    scores_B: Tensor
+
+    @property
+    def kl(self) -> float:
+        """Mean over responses of the summed log-ratio to the reference, in nats."""
+        return float((self.old_logprobs_BR - self.ref_logprobs_BR).sum(1).mean())
+
+
+def train_ppo(
+    config: PpoConfig,
+    sft: Path,
+    reward_model: Path,
+    prompts: Sequence[PromptRow],
+    pretraining: Sequence[str],
+    sampler: Sampler,
+    folder: Path,
+    metrics: Metrics,
+) -> None:
+    """Train from the policy in `sft` against `reward_model`; save the averaged weights into the new folder `folder`.
+
+    `pretraining` are the documents of the ptx mix. Stops early when the KL budget is spent.
+    """
+    # 1. Models, prompts, optimizers.
+    torch.manual_seed(config.seed)
+    tokenizer = load_tokenizer(sft)
+    nets = load_networks(sft, reward_model)
+    average = copy.deepcopy(nets.policy)
+    prompt_ids = usable_prompts(config, tokenizer, prompts)
+    documents = tokenizer(list(pretraining), add_special_tokens=False)["input_ids"]
+    stream = TokenStream(documents, tokenizer.eos_token_id, config.ptx_row_tokens, config.seed)
+    policy_optimizer = adam(nets.policy.parameters(), config.policy_rate, config.adam_eps)
+    value_optimizer = adam(nets.value.parameters(), config.value_rate, config.adam_eps)
+    rng = random.Random(config.seed)
+    queue: list[list[int]] = []
+
+    for iteration in range(max(1, config.episodes // config.batch)):
+        # 2. Sample on the weights of this iteration.
+        while len(queue) < config.batch:
+            queue += [prompt_ids[i] for batch in shuffled_batches(len(prompt_ids), 1, rng) for i in batch]
+        batch, queue = queue[: config.batch], queue[config.batch :]
+        sampler.load(nets.policy.state_dict())
+        samples = sampler.sample(batch, config.max_response_tokens, config.seed * 1_000_003 + iteration)
+        rollout = pack(batch, [s[0] for s in samples])
+
+        # 3. Score, KL reward, advantages: once per rollout.
+        experience = evaluate_rollout(config, nets, rollout)
+        if experience.kl > config.kl_budget:
+            metrics.write(iteration, kl=experience.kl, reward=experience.scores_B.mean().item())
+            break
+
+        # 4. Minibatch steps.
+        share = warmup_share(iteration, config.warmup_iterations)
+        learning = iteration >= config.value_warmup_iterations
+        set_rate(policy_optimizer, config.policy_rate * share * learning)
+        set_rate(value_optimizer, config.value_rate * share)
+        steps = []
+        for _ in range(config.inner_epochs):
+            for indices in shuffled_batches(len(rollout), config.minibatch, rng):
+                rows_PT = stream.take(len(indices) * config.ptx_examples_per_episode)
+                steps.append(update(config, nets, experience, indices, rows_PT))
+                for model, optimizer in ((nets.policy, policy_optimizer), (nets.value, value_optimizer)):
+                    nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+        # 5. Average the weights, write what happened.
+        average_weights(average, nets.policy, config.ema)
+        metrics.write(iteration, **figures(experience), **mean_of(steps), beta=config.beta)
+
+    save_policy(average, tokenizer, folder)
+
+
+def load_networks(sft: Path, reward_model: Path) -> Networks:
+    """Policy and reference from the SFT model, value network and reward from the reward model; no dropout anywhere."""
+    return Networks(
+        policy=load_policy(sft).eval(),
+        reference=load_policy(sft).eval().requires_grad_(False),
+        value=RewardModel.load(reward_model).eval(),
+        reward=RewardModel.load(reward_model).eval().requires_grad_(False),
+    )
+
+
+def usable_prompts(config: PpoConfig, tokenizer, prompts: Sequence[PromptRow]) -> list[list[int]]:
+    ids = [render(tokenizer, row) for row in prompts]
+    kept = [p for p in ids if fits(p, [], config.max_prompt_tokens, 0)]
+    if not kept:
+        raise InvalidInput("PPO prompts", f"at least one of 1 to {config.max_prompt_tokens} tokens", f"{len(ids)} rows")
+    return kept
+
+
+@torch.no_grad()
+def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Experience:
+    """Scores, log-probs, values, rewards, advantages and returns of a rollout, before any update."""
+    width = rollout.mask_BR.shape
+    logprobs_BR, ref_BR, values_BR = torch.zeros(width), torch.zeros(width), torch.zeros(width)
+    scores_B = torch.zeros(len(rollout))
+    for indices in similar_lengths(rollout.lengths_B.tolist(), FORWARD_BATCH):
+        tokens_BT, lengths_B, prompts_B, mask_BR = part(rollout, indices)
+        r = mask_BR.shape[1]
+        with autocast(config.precision):
+            logprobs_BR[indices, :r] = response_logprobs(nets.policy, tokens_BT, prompts_B, mask_BR)
+            ref_BR[indices, :r] = response_logprobs(nets.reference, tokens_BT, prompts_B, mask_BR)
+            values_BR[indices, :r] = response_values(nets.value, tokens_BT, prompts_B, mask_BR)
+            scores_B[indices] = nets.reward(tokens_BT, lengths_B)
+    scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
+    rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, config.beta)
+    if config.whiten_rewards:
+        rewards_BR = whiten(rewards_BR, rollout.mask_BR, shift_mean=False)
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, rollout.mask_BR, config.gamma, config.lam)
+    return Experience(
+        rollout=rollout,
+        old_logprobs_BR=logprobs_BR,
+        ref_logprobs_BR=ref_BR,
+        old_values_BR=values_BR,
+        advantages_BR=whiten(advantages_BR, rollout.mask_BR),
+        returns_BR=returns_BR,
+        scores_B=scores_B,
+    )
+
+
+def update(
+    config: PpoConfig, nets: Networks, experience: Experience, indices: list[int], rows_PT: Tensor
+) -> dict[str, float]:
+    """Accumulate the gradients of one minibatch: clipped policy loss, pretraining loss, clipped value loss."""
+    tokens_BT, _, prompts_B, mask_BR = part(experience.rollout, indices)
+    r = mask_BR.shape[1]
+    old_BR, advantages_BR, old_values_BR, returns_BR = (
+        x[indices, :r]
+        for x in (
+            experience.old_logprobs_BR,
+            experience.advantages_BR,
+            experience.old_values_BR,
+            experience.returns_BR,
+        )
+    )
+    with autocast(config.precision):
+        logprobs_BR = response_logprobs(nets.policy, tokens_BT, prompts_B, mask_BR)
+        surrogate, clip_fraction = policy_loss(logprobs_BR, old_BR, advantages_BR, mask_BR, config.clip)
+    surrogate.backward()
+    ptx = torch.zeros(())
+    if config.ptx_coefficient and len(rows_PT):
+        with autocast(config.precision):
+            ptx = nets.policy(input_ids=rows_PT, labels=rows_PT, use_cache=False).loss
+        (config.ptx_coefficient * ptx).backward()
+    with autocast(config.precision):
+        values_BR = response_values(nets.value, tokens_BT, prompts_B, mask_BR)
+        value_error = value_loss(values_BR, old_values_BR, returns_BR, mask_BR, config.value_clip)
+    value_error.backward()
+    ratio = torch.exp(logprobs_BR.detach() - old_BR)[mask_BR]
+    return {
+        "policy_loss": surrogate.item(),
+        "ptx_loss": ptx.item(),
+        "value_loss": value_error.item(),
+        "clip_fraction": clip_fraction.item(),
+        "ratio_min": ratio.min().item(),
+        "ratio_max": ratio.max().item(),
+    }
+
+
+def part(rollout: Rollout, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens, lengths, prompt lengths and mask of some episodes, padded no wider than the longest of them."""
+    lengths_B, mask_BR = rollout.lengths_B[indices], rollout.mask_BR[indices]
+    width = int(mask_BR.sum(1).max())
+    tokens_BT = rollout.tokens_BT[indices, : int(lengths_B.max())]
+    return tokens_BT, lengths_B, rollout.prompt_lengths_B[indices], mask_BR[:, :width]
+
+
+def response_values(value: RewardModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor) -> Tensor:
+    """Values [B, R] of the states from which each response token was drawn; 0 beyond the end."""
+    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1]).clamp(max=tokens_BT.shape[1] - 1)
+    return value.token_scores(tokens_BT).gather(1, positions_BR) * mask_BR
+
+
+@torch.no_grad()
+def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average in float32: average = decay * average + (1 - decay) * model."""
+    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(new, 1 - decay)
+
+
+def figures(experience: Experience) -> dict[str, float]:
+    """What reward and loss curves alone do not show (recipe, detail 20)."""
+    rollout, mask_BR = experience.rollout, experience.rollout.mask_BR
+    mismatch_BR = (experience.old_logprobs_BR - rollout.engine_logprobs_BR).abs()
+    return {
+        "reward": experience.scores_B.mean().item(),
+        "reward_p10": experience.scores_B.quantile(0.1).item(),
+        "reward_p90": experience.scores_B.quantile(0.9).item(),
+        "kl": experience.kl,
+        "length": mask_BR.sum(1).float().mean().item(),
+        "eos_rate": rollout.finished_B.float().mean().item(),
+        "entropy": -masked_mean(experience.old_logprobs_BR, mask_BR).item(),
+        "explained_variance": explained_variance(experience.old_values_BR, experience.returns_BR, mask_BR),
+        "logprob_mismatch": masked_mean(mismatch_BR, mask_BR).item(),
+        "logprob_mismatch_max": mismatch_BR[mask_BR].max().item(),
+    }
+
+
+def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over minibatches; extremes stay extremes."""
+    reduce = {"ratio_min": min, "ratio_max": max}
+    return {
+        name: reduce[name](s[name] for s in steps) if name in reduce else sum(s[name] for s in steps) / len(steps)
+        for name in steps[0]
+    }

@@ -1,0 +1,76 @@
+"""Text > tokenizer and base model, from scratch and small, for those who bring no model of their own."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from contracts.prompt import PLAIN_CHAT_TEMPLATE
+from training.config import PretrainConfig
+from training.data import TokenStream
+from training.metrics import Metrics
+from training.model import save_policy
+from training.optimizer import adam, autocast, cosine_share, set_rate
+
+END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text round-trips; the pad token differs from the end-of-text token (recipe, detail 3)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PAD)
+    fast.chat_template = PLAIN_CHAT_TEMPLATE
+    return fast
+
+
+def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics: Metrics) -> None:
+    """Train tokenizer and model on `texts` and save both into the new folder `folder`."""
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    model = LlamaForCausalLM(_llama(config, tokenizer))
+    stream = TokenStream(
+        tokenizer(list(texts))["input_ids"], tokenizer.eos_token_id, config.row_tokens, config.seed
+    )
+    optimizer = adam(model.parameters(), config.learning_rate)
+    for step in range(config.steps):
+        set_rate(
+            optimizer,
+            config.learning_rate * cosine_share(step, config.steps, 0.1, config.warmup_steps),
+        )
+        rows_BT = stream.take(config.rows_per_step)
+        with autocast(config.precision):
+            loss = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 10 == 0 or step == config.steps - 1:
+            metrics.write(step, loss=loss.item())
+    save_policy(model, tokenizer, folder)
+
+
+def _llama(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,121 @@
+"""Generate with vLLM inside the trainer's process, on the weights of this iteration; score; pack into Rollout.
+
+The only file of this package that imports vllm. Shapes: B episodes, T tokens, R response tokens, right-padded.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data import length_mask, pad
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One response: token ids with the end-of-text token where it stopped, and the engine's log-prob of each."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Sampler:
+    """A vLLM engine in this process. Its weights are replaced between iterations; it shares the trainer's cores."""
+
+    def __init__(self, folder: Path, max_tokens: int, kv_cache_gib: int = 1) -> None:
+        """`folder` gives architecture, tokenizer and first weights; `max_tokens` bounds prompt plus response."""
+        # In this process, so that weights are handed over in memory; threads unbound, as the trainer uses them too.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import LLM
+
+        self._llm = LLM(
+            str(folder),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=max_tokens,
+            max_num_seqs=256,
+            # The cache would answer with the keys and values of an earlier iteration's weights.
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+        )
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the engine's weights by a Hugging Face state dict, at once and exactly."""
+        worker = self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        model = worker.model_runner.get_model()
+        tied = getattr(model.config, "tie_word_embeddings", False)
+        weights = ((n, t.detach()) for n, t in state.items() if not (tied and n == "lm_head.weight"))
+        worker.reload_weights(weights_iterator=weights)
+        # On a CPU a linear layer's weight is packed for oneDNN when it is loaded. The reload skips a tied unembedding,
+        # which would go on with the old pack: whoever still holds a plain weight is packed again.
+        for module in model.modules():
+            method = getattr(module, "quant_method", None)
+            if method is not None and getattr(module, "weight", None) is not None and module.weight.numel():
+                method.process_weights_after_loading(module)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, seed: int, samples: int = 1
+    ) -> list[list[Sampled]]:
+        """`samples` responses to each prompt, drawn at temperature 1 with top-k off and top-p 1."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        torch.manual_seed(seed)
+        params = SamplingParams(
+            n=samples,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            max_tokens=max_tokens,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        requests = [TokensPrompt(prompt_token_ids=list(p)) for p in prompts]
+        results = self._llm.generate(requests, params, use_tqdm=False)
+        return [[_sampled(o) for o in sorted(r.outputs, key=lambda o: o.index)] for r in results]
+
+
+def _sampled(output) -> Sampled:  # type: ignore[no-untyped-def]
+    ids = tuple(output.token_ids)
+    logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True))
+    return Sampled(ids, logprobs, output.finish_reason == "stop")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of episodes: prompt, sampled response, and what the engine said of it."""
+
+    tokens_BT: Tensor
+    prompt_lengths_B: Tensor
+    lengths_B: Tensor
+    mask_BR: Tensor
+    engine_logprobs_BR: Tensor
+    finished_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths_B)
+
+
+def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sampled]) -> Rollout:
+    """Episodes as right-padded tensors; the boundary between prompt and response goes by token counts."""
+    tokens_BT, lengths_B = pad([[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)])
+    mask_BR = length_mask(torch.tensor([len(r.token_ids) for r in responses]))
+    engine_BR = torch.zeros(mask_BR.shape)
+    engine_BR[mask_BR] = torch.tensor([x for r in responses for x in r.logprobs])
+    return Rollout(
+        tokens_BT=tokens_BT,
+        prompt_lengths_B=torch.tensor([len(p) for p in prompts]),
+        lengths_B=lengths_B,
+        mask_BR=mask_BR,
+        engine_logprobs_BR=engine_BR,
+        finished_B=torch.tensor([r.finished for r in responses]),
+    )

@@ -1,0 +1,88 @@
+"""Demonstrations > SFT policy (InstructGPT, C.1): the response's tokens are learned, the prompt's are not."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from training.config import SftConfig
+from training.data import SftRow, encode_response, fits, length_mask, pad, render, shuffled_batches
+from training.metrics import Metrics
+from training.model import load_policy, load_tokenizer, response_logprobs, save_policy
+from training.optimizer import adam, autocast, cosine_share, set_rate
+
+Pair = tuple[list[int], list[int]]
+
+
+def train_sft(
+    config: SftConfig, parent: Path, rows: Sequence[SftRow], validation: Sequence[SftRow], folder: Path, metrics: Metrics
+) -> None:
+    """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`."""
+    torch.manual_seed(config.seed)
+    tokenizer, model = load_tokenizer(parent), load_policy(parent)
+    pairs = _encode(config, tokenizer, rows)
+    held_out = _encode(config, tokenizer, validation)
+    set_residual_dropout(model, config.dropout)
+    optimizer = adam(model.parameters(), config.learning_rate)
+
+    rng = random.Random(config.seed)
+    batches = [b for _ in range(config.epochs) for b in shuffled_batches(len(pairs), config.batch, rng)]
+    for step, batch in enumerate(batches):
+        rate = config.learning_rate * cosine_share(step, len(batches), config.final_rate_share)
+        set_rate(optimizer, rate)
+        with autocast(config.precision):
+            loss = response_loss(model.train(), [pairs[i] for i in batch])
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 10 == 0 or step == len(batches) - 1:
+            metrics.write(step, loss=loss.item(), grad_norm=norm.item(), rate=rate)
+    metrics.write(len(batches), validation_loss=_validate(model, held_out, config))
+    set_residual_dropout(model, 0.0)
+    save_policy(model, tokenizer, folder)
+
+
+def response_loss(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Mean negative log-likelihood per response token, end-of-text included."""
+    tokens_BT, _ = pad([[*prompt, *response] for prompt, response in pairs])
+    mask_BR = length_mask(torch.tensor([len(response) for _, response in pairs]))
+    logprobs_BR = response_logprobs(
+        model, tokens_BT, torch.tensor([len(prompt) for prompt, _ in pairs]), mask_BR
+    )
+    return -logprobs_BR.sum() / mask_BR.sum()
+
+
+def set_residual_dropout(model: PreTrainedModel, share: float) -> None:
+    """Drop this share of what each layer adds to the residual stream, in training mode only.
+
+    Works on any architecture: the hook stands on the modules that write into the stream.
+    """
+    for handle in getattr(model, "residual_dropout", []):
+        handle.remove()
+    model.residual_dropout = [
+        module.register_forward_hook(
+            lambda module, _, out: F.dropout(out, share, module.training) if share else out
+        )
+        for name, module in model.named_modules()
+        if name.endswith(("o_proj", "down_proj", "c_proj", "out_proj", "fc2"))
+    ]
+
+
+@torch.no_grad()
+def _validate(model: PreTrainedModel, pairs: list[Pair], config: SftConfig) -> float:
+    if not pairs:
+        return float("nan")
+    losses = [
+        response_loss(model.eval(), pairs[i : i + config.batch]) for i in range(0, len(pairs), config.batch)
+    ]
+    return float(torch.stack(losses).mean())
+
+
+def _encode(config: SftConfig, tokenizer, rows: Sequence[SftRow]) -> list[Pair]:
+    pairs = [(render(tokenizer, row), encode_response(tokenizer, row.response)) for row in rows]
+    return [p for p in pairs if fits(p[0], [p[1]], config.max_prompt_tokens, config.max_response_tokens)]
