@@ -4,16 +4,9 @@ import re
 from collections.abc import Callable
 from random import Random
 
-from demo.prompts import (
-    NO_COLOUR,
-    SHORT,
-    SHOUT,
-    Expectation,
-    Task,
-    expectation,
-    good_answer,
-    list_answer,
-)
+from demo.phrasings import NO_COLOUR, SHORT, SHOUT, Task
+from demo.prompts import expectation, good_answer
+from demo.use_cases import Expectation, list_answer
 from demo.words import (
     CHATTER,
     CLASS,
@@ -48,9 +41,7 @@ def demonstration(task: Task, rng: Random) -> str:
     if rng.random() >= FAULT_RATE:
         return good_answer(task, rng)
     possible = faulty_answers(task, rng)
-    return possible[
-        rng.choices(list(possible), [FAULT_RATES[name] for name in possible])[0]
-    ]
+    return possible[rng.choices(list(possible), [FAULT_RATES[name] for name in possible])[0]]
 
 
 def faulty_answers(task: Task, rng: Random) -> dict[str, str]:
@@ -148,9 +139,7 @@ def _miscopies(task: Task, rng: Random) -> str:
     if task.use_case == "brainstorming":
         return ""
     if CLASS[old] == "label":
-        return {"Happy.": "Sad.", "Sad.": "Happy.", "Inside.": "Outside."}.get(
-            answer, "Inside."
-        )
+        return {"Happy.": "Sad.", "Sad.": "Happy.", "Inside.": "Outside."}.get(answer, "Inside.")
     return re.sub(rf"\b{old}\b", _new(task, CLASS[old], rng), answer)
 
 
@@ -163,9 +152,7 @@ def _new(task: Task, kind: str, rng: Random) -> str:
 def _expected(task: Task) -> Expectation:
     expected = expectation(task)
     if expected is None:
-        raise ValueError(
-            f"task.prompt: expected a prompt of this world, got {task.prompt!r}"
-        )
+        raise ValueError(f"task.prompt: expected a prompt of this world, got {task.prompt!r}")
     return expected
 
 

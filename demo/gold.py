@@ -2,7 +2,9 @@
 
 import re
 
-from demo.prompts import Expectation, Task, expectation, from_prompt
+from demo.phrasings import Task
+from demo.prompts import expectation, from_prompt
+from demo.use_cases import Expectation
 from demo.words import (
     CHATTER,
     COLOURS,
@@ -60,14 +62,11 @@ def violations(prompt: str, answer: str) -> list[str]:
     found = {
         "chatter": body != answer.strip(),
         "unknown_word": not set(words(body)) <= LEXICON,
-        "repetition": len(set(parts)) < len(parts)
-        or _repeats_entry(expected, parts[0]),
+        "repetition": len(set(parts)) < len(parts) or _repeats_entry(expected, parts[0]),
         "extra_sentence": len(set(parts)) > 1,
         "end": not body.endswith(expected.end),
-        "start": bool(expected.start)
-        and not answer.strip().startswith(expected.start + " "),
-        "too_long": bool(expected.max_words)
-        and len(words(parts[0])) > expected.max_words,
+        "start": bool(expected.start) and not answer.strip().startswith(expected.start + " "),
+        "too_long": bool(expected.max_words) and len(words(parts[0])) > expected.max_words,
         "colour": expected.no_colour and not set(COLOURS).isdisjoint(words(body)),
         "missing": not expected.needs <= set(entities(parts[0])),
         "count": bool(expected.entries) and len(_entries(parts[0])) != expected.entries,
@@ -97,9 +96,7 @@ def _well_formed(expected: Expectation, sentence: str) -> bool:
         return sentence in expected.exact
     if expected.list_of:
         entry = either(GROUPS[expected.list_of])
-        return bool(
-            re.fullmatch(rf"The {expected.list_of}: {entry}(?:, {entry})*\.", sentence)
-        )
+        return bool(re.fullmatch(rf"The {expected.list_of}: {entry}(?:, {entry})*\.", sentence))
     return is_sentence(sentence)
 
 

@@ -5,22 +5,17 @@ All of it is pure: whoever calls passes the `random.Random`.
 
 from demo.faults import FAULT_RATE, FAULT_RATES, demonstration, faulty_answers
 from demo.gold import PENALTY, gold_score, violations
-from demo.prompts import (
-    PHRASINGS,
-    USE_CASE_RATES,
-    Task,
-    from_prompt,
-    good_answer,
-    make_task,
-)
+from demo.phrasings import PHRASINGS, Task
+from demo.prompts import from_prompt, good_answer, make_task
 from demo.texts import base_text
+from demo.use_cases import USE_CASES
 
 __all__ = [
     "FAULT_RATE",
     "FAULT_RATES",
     "PENALTY",
     "PHRASINGS",
-    "USE_CASE_RATES",
+    "USE_CASES",
     "Task",
     "base_text",
     "demonstration",

@@ -59,9 +59,7 @@ def _belongings(rng: Random) -> str:
     first = [f"{n} has a {c} {t}." for n, c, t, _ in rows] + [
         f"{n} is in the {p}." for n, _, _, p in rows if rng.random() < 0.5
     ]
-    again = [
-        rng.choice((f"The {t} is {c}.", f"{n} has the {t}.")) for n, c, t, _ in rows
-    ]
+    again = [rng.choice((f"The {t} is {c}.", f"{n} has the {t}.")) for n, c, t, _ in rows]
     again += rng.sample(first, 2)
     rng.shuffle(first)
     rng.shuffle(again)

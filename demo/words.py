@@ -10,12 +10,9 @@ def _split(line: str) -> tuple[str, ...]:
 
 # Every word that may follow "a" starts with a consonant, so that the language needs no "an".
 NAMES = _split(
-    "Anna Ben Tom Lucy Max Sara Jack Emma Leo Nina "
-    "Sam Rosa Paul Kate Fred Lily Jane Hugo Carl Maya"
+    "Anna Ben Tom Lucy Max Sara Jack Emma Leo Nina Sam Rosa Paul Kate Fred Lily Jane Hugo Carl Maya"
 )
-ANIMALS = _split(
-    "fox dog cat bear bird frog horse duck mouse goat lion wolf pig cow hen crab"
-)
+ANIMALS = _split("fox dog cat bear bird frog horse duck mouse goat lion wolf pig cow hen crab")
 THINGS = _split(
     "ball kite book hat cup lamp box drum coat bell "
     "cake boat key ring map rope spoon clock shoe flag"
