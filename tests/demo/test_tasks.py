@@ -66,7 +66,11 @@ def test_every_fault_is_seen() -> None:
     for task in tasks(2000, seed=2):
         for fault, answer in faulty_answers(task, rng).items():
             seen.add(fault)
-            assert gold_score(task.prompt, answer, finished=True) < 1.0, (fault, task.prompt, answer)
+            assert gold_score(task.prompt, answer, finished=True) < 1.0, (
+                fault,
+                task.prompt,
+                answer,
+            )
     assert seen == set(FAULT_RATES)
 
 
@@ -115,7 +119,11 @@ WRITE = "Write a sentence about a fox and a drum in the park. "
         ("Is this happy or sad: Tom hid a cup and wept.", "Sad.", []),
         ("Is this happy or sad: Tom hid a cup and wept.", "Happy.", ["missing", "wrong"]),
         ("Leave out the colour: Fred gave a red cup to Tom.", "Fred gave a cup to Tom.", []),
-        ("Put Ben in place of Tom: Tom saw a fox with a red cup.", "Ben saw a fox with a red cup.", []),
+        (
+            "Put Ben in place of Tom: Tom saw a fox with a red cup.",
+            "Ben saw a fox with a red cup.",
+            [],
+        ),
     ],
 )
 def test_what_is_wrong_with_an_answer(prompt: str, answer: str, faults: list[str]) -> None:
@@ -136,7 +144,9 @@ def test_no_answer_and_no_known_prompt_score_nothing() -> None:
     assert from_prompt("Anna has a red ball. What does Ben have?") is None
 
 
-PIECES = st.sampled_from([*sorted(LEXICON), "The", "Ben", ".", "!", ",", ":", "Well, ", "\n", " ", "zz"])
+PIECES = st.sampled_from(
+    [*sorted(LEXICON), "The", "Ben", ".", "!", ",", ":", "Well, ", "\n", " ", "zz"]
+)
 
 
 @given(
