@@ -1,0 +1,1 @@
+"""Request > completion event; release > swap."""

@@ -1,0 +1,277 @@
+"""Engine protocol and its vLLM adapter; with engine_worker.py the only code that imports vllm.
+
+vLLM is imported when the engine starts, not before: it takes seconds and reads its environment while it loads.
+"""
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from contracts.errors import InstructloopError
+from contracts.prompt import PLAIN_CHAT_TEMPLATE
+
+Kind = Literal["completions", "chat"]
+Body = dict[str, Any]
+
+STAGING_POLL_S = 0.05
+
+
+class EngineRefused(InstructloopError):
+    """The engine does not answer this request; `status` and `param` as HTTP and OpenAI's error body name them."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        self.status, self.param = status, param
+        super().__init__(message)
+
+
+class StagingFailed(InstructloopError):
+    """The engine could not take the weights; the running ones are untouched."""
+
+
+class Engine(Protocol):
+    """A model that answers requests and can change its weights."""
+
+    async def start(self, folder: Path, model: str) -> None:
+        """Load the model folder and serve it under the name `model`."""
+        ...
+
+    async def stop(self) -> None:
+        """Release everything, child processes included. Safe to call before `start` and twice."""
+        ...
+
+    def failure(self) -> str | None:
+        """Why the engine can answer nothing any more; None while it can."""
+        ...
+
+    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+        """The response body, or its chunks where `body["stream"]` is true. Raises EngineRefused.
+
+        Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Closing the iterator, or
+        cancelling the call, stops the generation.
+        """
+        ...
+
+    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """log p(token_ids[i] | token_ids[:i]) in nats for i = 1..n-1, by the weights that are served now."""
+        ...
+
+    async def stage(self, folder: Path) -> None:
+        """Load other weights of the same model beside the running ones. Raises StagingFailed."""
+        ...
+
+    async def swap(self) -> None:
+        """Exchange the running weights and the staged ones, and forget every cached prefix.
+
+        Nothing may be in flight. The old weights stay staged: a second call takes the first one back.
+        """
+        ...
+
+    async def discard(self) -> None:
+        """Free what is staged."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much the engine may use. `max_model_len` counts prompt and answer together, in tokens."""
+
+    max_model_len: int = 1024
+    max_num_seqs: int = 64
+    kv_cache_gib: int = 1
+    dtype: str = "float32"
+
+
+class VllmEngine:
+    """An Engine on vLLM's AsyncLLM, behind vLLM's own request handlers but none of its routes."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._open = AsyncExitStack()
+        self._client: Any = None
+        self._handlers: dict[Kind, tuple[Any, Any]] = {}
+        self._probes = 0
+
+    async def start(self, folder: Path, model: str) -> None:
+        _prepare_environment(self._options)
+        # The import takes seconds; on a thread the server can already say that it is loading.
+        vllm = await asyncio.to_thread(_import_vllm)
+        args = vllm.parse_args(self._arguments(folder, model))
+        try:
+            self._client = await self._open.enter_async_context(
+                vllm.build_async_engine_client(args)
+            )
+            state = vllm.State()
+            tasks = await self._client.get_supported_tasks()
+            await vllm.init_app_state(self._client, state, args, tasks)
+        except BaseException:
+            await self.stop()
+            raise
+        completion, chat = state.openai_serving_completion, state.openai_serving_chat
+        self._handlers = {
+            "completions": (vllm.CompletionRequest, completion.create_completion),
+            "chat": (vllm.ChatCompletionRequest, chat.create_chat_completion),
+        }
+        self._error_response = completion.create_error_response
+
+    async def stop(self) -> None:
+        self._client, self._handlers = None, {}
+        await self._open.aclose()
+
+    def failure(self) -> str | None:
+        if self._client is not None and self._client.errored:
+            return str(self._client.dead_error)
+        return None
+
+    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+        from pydantic import ValidationError
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+        if not self._handlers:
+            raise EngineRefused("The model is still loading.", status=503)
+        request_type, handle = self._handlers[kind]
+        try:
+            # No raw request: its headers could choose ids, priorities and ranks.
+            result = await handle(request_type.model_validate(body), None)
+        except ValidationError as e:
+            first = e.errors()[0]
+            param = ".".join(str(part) for part in first["loc"][:1]) or None
+            raise EngineRefused(first["msg"], param=param) from None
+        except Exception as e:
+            if self.failure() is not None:
+                raise EngineRefused("The engine has stopped.", status=503) from e
+            result = self._error_response(e)
+        if isinstance(result, ErrorResponse):
+            raise EngineRefused(result.error.message, result.error.code, result.error.param)
+        if isinstance(result, AsyncGenerator):
+            return _chunks(result)
+        parsed: Body = result.model_dump(mode="json")
+        return parsed
+
+    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        self._probes += 1
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        outputs = self._client.generate(prompt, params, f"probe-{self._probes}")
+        async with aclosing(outputs):
+            async for output in outputs:
+                positions = output.prompt_logprobs
+        return [float(positions[i][token_ids[i]].logprob) for i in range(1, len(token_ids))]
+
+    async def stage(self, folder: Path) -> None:
+        try:
+            await self._client.collective_rpc("twin_stage", args=(str(folder),))
+            while (states := set(await self._client.collective_rpc("twin_state"))) == {"staging"}:
+                await asyncio.sleep(STAGING_POLL_S)
+        except Exception as e:
+            raise StagingFailed(f"the engine could not stage {folder.name}: {e}") from e
+        if states != {"ready"}:
+            raise StagingFailed("; ".join(sorted(states - {"ready", "staging"})))
+
+    async def swap(self) -> None:
+        # The public pause_generation sleeps 20 ms after this call.
+        await self._client.engine_core.pause_scheduler_async(mode="abort", clear_cache=True)
+        try:
+            await self._client.collective_rpc("twin_swap")
+            if not await self._client.reset_prefix_cache():
+                raise InstructloopError("the engine kept cached prefixes of the old weights")
+        finally:
+            await self._client.resume_generation()
+
+    async def discard(self) -> None:
+        await self._client.collective_rpc("twin_discard")
+
+    def _arguments(self, folder: Path, model: str) -> list[str]:
+        options = self._options
+        arguments = {
+            "--model": str(folder),
+            "--served-model-name": model,
+            "--dtype": options.dtype,
+            "--max-model-len": str(options.max_model_len),
+            "--max-num-seqs": str(options.max_num_seqs),
+            "--worker-extension-cls": "serving.engine_worker.TwinWeights",
+        }
+        if not _brings_chat_template(folder):
+            arguments["--chat-template"] = PLAIN_CHAT_TEMPLATE
+        pairs = [word for pair in arguments.items() for word in pair]
+        # Eager: a swap need not think of captured graphs, and starts are 10 to 100 s shorter.
+        return [*pairs, "--enforce-eager", "--disable-log-stats"]
+
+
+@dataclass(frozen=True)
+class _Vllm:
+    """The names of vLLM that `start` needs, from wherever this version keeps them."""
+
+    parse_args: Any
+    build_async_engine_client: Any
+    init_app_state: Any
+    State: Any
+    CompletionRequest: Any
+    ChatCompletionRequest: Any
+
+
+def _import_vllm() -> _Vllm:
+    from starlette.datastructures import State
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return _Vllm(
+        parse_args=make_arg_parser(FlexibleArgumentParser()).parse_args,
+        build_async_engine_client=build_async_engine_client,
+        init_app_state=init_app_state,
+        State=State,
+        CompletionRequest=CompletionRequest,
+        ChatCompletionRequest=ChatCompletionRequest,
+    )
+
+
+def _prepare_environment(options: EngineOptions) -> None:
+    """vLLM and its child processes read these; a value that the operator set stays."""
+    for name, value in {
+        "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+        # Model and worker in one child process: the third process would import vLLM once more, 15 s.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(max(1, math.ceil((os.cpu_count() or 1) / 2))),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _brings_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer has a template of its own, in any of the places where Hugging Face keeps one."""
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text("utf-8")).get("chat_template"))
+
+
+async def _chunks(events: AsyncGenerator[str, None]) -> AsyncGenerator[Body, None]:
+    """vLLM's server-sent events as bodies. An error in mid-stream raises EngineRefused."""
+    async with aclosing(events) as lines:
+        async for line in lines:
+            data = line.removeprefix("data: ").strip()
+            if data == "[DONE]":
+                return
+            chunk: Body = json.loads(data)
+            if error := chunk.get("error"):
+                raise EngineRefused(error["message"], error["code"], error.get("param"))
+            yield chunk

@@ -1,0 +1,130 @@
+"""TwinWeights: the methods that our engine adapter adds to vLLM's worker, to stage and swap weights.
+
+A twin is a second copy of the model's modules that never runs. It is filled in the background and packed exactly as
+vLLM packs a model that it loads; a swap then exchanges the two sets of weights, so that the twin holds the old ones and
+a second swap takes the first one back. Buffers, KV cache and module objects of the live model stay where they are.
+"""
+
+import copy
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from vllm.model_executor.model_loader.utils import (
+    initialize_model,
+    process_weights_after_loading,
+)
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+READY, STAGING = "ready", "staging"
+
+
+class TwinWeights:
+    """Mixed into the worker by `worker_extension_cls`, so names must not clash with the worker's own."""
+
+    # What the worker brings.
+    vllm_config: Any
+    model_runner: Any
+    device: torch.device
+
+    _twin: nn.Module | None = None
+    _twin_state: str = ""
+
+    def twin_stage(self, folder: str) -> None:
+        """Build a twin and start to fill it from the safetensors files in `folder`; ask `twin_state` how it goes.
+
+        Construction sets process-wide defaults (dtype, device, current config), so it happens here, between two steps
+        of the engine; reading and packing touch the twin alone and run in a thread.
+        """
+        self.twin_discard()
+        config = copy.copy(self.vllm_config)
+        config.compilation_config = copy.copy(config.compilation_config)
+        # Attention layers register themselves by name; in the live registry they would replace the live ones.
+        config.compilation_config.static_forward_context = {}
+        config.compilation_config.static_all_moe_layers = []
+        with set_default_torch_dtype(config.model_config.dtype), self.device:
+            twin = initialize_model(config)
+        self._twin, self._twin_state = twin, STAGING
+        threading.Thread(target=self._twin_fill, args=(twin, Path(folder)), daemon=True).start()
+
+    def twin_state(self) -> str:
+        """`staging`, `ready`, or why it failed."""
+        return self._twin_state
+
+    def twin_swap(self) -> None:
+        """Exchange the weights of the live model and of the twin."""
+        if self._twin is None or self._twin_state != READY:
+            raise RuntimeError(f"nothing to swap in: {self._twin_state or 'no twin'}")
+        live = self.model_runner.get_model()
+        if self.device.type == "cpu":
+            _exchange_objects(live, self._twin)
+        else:
+            _exchange_values(live, self._twin)
+
+    def twin_discard(self) -> None:
+        """Free the twin and the weights that it holds."""
+        self._twin, self._twin_state = None, ""
+        gc.collect()
+
+    @torch.no_grad()
+    def _twin_fill(self, twin: nn.Module, folder: Path) -> None:
+        try:
+            twin.load_weights(_finite_tensors(folder))  # type: ignore[operator]
+            process_weights_after_loading(twin, self.vllm_config.model_config, self.device)
+            twin.eval()
+            _check_same_layout(self.model_runner.get_model(), twin)
+            state = READY
+        except Exception as e:  # reported to the swapper, which refuses the release
+            state = f"{type(e).__name__}: {e}"
+        if self._twin is twin:
+            self._twin_state = state
+
+
+def _finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                tensor = tensors.get_tensor(name)
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+                yield name, tensor
+
+
+def _check_same_layout(live: nn.Module, twin: nn.Module) -> None:
+    """The two must share weights between the same modules, or a per-module exchange would mix them."""
+    if _layout(live) != _layout(twin):
+        raise ValueError("expected the parameters of the running model, got another layout")
+
+
+def _layout(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], bool]]:
+    """Parameter name, name of the first parameter that shares its tensor, shape, and whether it is packed."""
+    first: dict[int, str] = {}
+    rows = []
+    for path, module in model.named_modules():
+        packed = "cpu_linear" in vars(module)
+        for name, parameter in module.named_parameters(path, recurse=False):
+            same_as = first.setdefault(id(parameter), name)
+            rows.append((name, same_as, tuple(parameter.shape), packed))
+    return rows
+
+
+def _exchange_objects(live: nn.Module, twin: nn.Module) -> None:
+    """CPU: linear layers keep their weights inside `cpu_linear`, packed for oneDNN, so objects change hands."""
+    for ours, theirs in zip(live.modules(), twin.modules(), strict=True):
+        ours._parameters, theirs._parameters = theirs._parameters, ours._parameters
+        if "cpu_linear" in vars(ours):
+            ours.cpu_linear, theirs.cpu_linear = theirs.cpu_linear, ours.cpu_linear
+
+
+@torch.no_grad()
+def _exchange_values(live: nn.Module, twin: nn.Module) -> None:
+    """GPU: captured graphs hold the addresses of the live tensors, so values change hands. Not run yet on a GPU."""
+    for ours, theirs in zip(live.parameters(), twin.parameters(), strict=True):
+        old = ours.clone()
+        ours.copy_(theirs)
+        theirs.copy_(old)

@@ -1,0 +1,172 @@
+"""Recorder: finished completion > Completion event > sink."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from contracts.events import Stamper
+from contracts.log import EventSink
+from contracts.release import Release
+from contracts.v1 import events_pb2 as pb
+from serving.engine import Body, Kind
+
+log = logging.getLogger(__name__)
+
+BATCH = 512
+ATTEMPTS = 3
+RECORDED_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What may be recorded of a request, decided when it came: its owner agreed, and we can say it exactly."""
+
+    user_id: str
+    notice_version: str
+    source: pb.Source
+    prompt: pb.Prompt
+    sampling: pb.Sampling
+    metadata: dict[str, str]
+
+
+@dataclass
+class Transcript:
+    """What was answered, put together from a whole body or from the chunks of a stream."""
+
+    kind: Kind
+    completion_id: str = ""
+    outputs: dict[int, pb.Output] = field(default_factory=dict)
+
+    def add(self, body: Body) -> None:
+        """A body or a chunk as the engine gave it, with token ids."""
+        self.completion_id = body["id"]
+        for choice in body["choices"]:
+            output = self.outputs.setdefault(choice["index"], pb.Output(index=choice["index"]))
+            output.text += self._text(choice)
+            output.token_ids.extend(choice.get("token_ids") or ())
+            output.finish_reason = choice.get("finish_reason") or output.finish_reason
+
+    def event_body(self, permit: Permit, release: Release) -> pb.Completion:
+        return pb.Completion(
+            completion_id=self.completion_id,
+            prompt=permit.prompt,
+            outputs=[self.outputs[index] for index in sorted(self.outputs)],
+            sampling=permit.sampling,
+            release_id=release.id,
+            release_digest=release.artifact,
+            source=permit.source,
+            notice_version=permit.notice_version,
+            metadata=permit.metadata,
+        )
+
+    def _text(self, choice: Body) -> str:
+        if self.kind == "completions":
+            return choice["text"] or ""
+        message = choice.get("message") or choice.get("delta") or {}
+        return message.get("content") or ""
+
+
+def recordable_prompt(kind: Kind, body: Body) -> pb.Prompt | None:
+    """The prompt as it was sent; None for what an event cannot say exactly, which is answered and not recorded.
+
+    That is: token ids or several prompts in one request, an answer that repeats the prompt, and messages other than
+    plain text of system, user and assistant.
+    """
+    if kind == "completions":
+        text = body.get("prompt")
+        return (
+            pb.Prompt(text=text)
+            if isinstance(text, str) and text and not body.get("echo")
+            else None
+        )
+    messages = body["messages"]
+    plain = all(m["role"] in RECORDED_ROLES and isinstance(m.get("content"), str) for m in messages)
+    if not messages or not plain:
+        return None
+    return pb.Prompt(messages=[pb.Message(role=m["role"], content=m["content"]) for m in messages])
+
+
+class Recorder:
+    """Writes events on a thread of its own, all that wait in one batch, so that a flush to disk is shared.
+
+    A slow log holds a response back for `wait_s` at most; a log that fails, or is `capacity` events behind, loses
+    events and says so in the process's own log, without their text.
+    """
+
+    def __init__(
+        self,
+        sink: EventSink,
+        stamper: Stamper,
+        wait_s: float = 1.0,
+        capacity: int = 10_000,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._sink, self._stamper, self._wait_s, self._pause = sink, stamper, wait_s, pause
+        self._queue: queue.Queue[tuple[pb.Event, Future[None]] | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
+        # Completions that were promised to be recorded and are not in the log.
+        self.lost = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what still waits, then return."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    async def record(self, permit: Permit, transcript: Transcript, release: Release) -> None:
+        """Returns when the event is durable, or after the bound; never raises."""
+        written: Future[None] = Future()
+        try:
+            event = self._stamper.event(permit.user_id, transcript.event_body(permit, release))
+            self._queue.put_nowait((event, written))
+        except Exception as e:  # recording never fails an answer
+            self._lose(1, e)
+            return
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.shield(asyncio.wrap_future(written))
+        except TimeoutError:
+            log.warning("completion answered before its event was durable: the log is slow")
+
+    def _write(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, last = [first], False
+            while len(batch) < BATCH and not self._queue.empty():
+                if (waiting := self._queue.get()) is None:
+                    last = True
+                    break
+                batch.append(waiting)
+            self._append([event for event, _ in batch])
+            for _, written in batch:
+                written.set_result(None)
+            if last:
+                return
+
+    def _append(self, events: list[pb.Event]) -> None:
+        """An event keeps its id over the attempts, so what an attempt did write is not counted twice."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._sink.append(events)
+                return
+            except Exception as e:
+                log.warning(
+                    "log write failed, attempt %d of %d: %s", attempt, ATTEMPTS, type(e).__name__
+                )
+                if attempt == ATTEMPTS:
+                    self._lose(len(events), e)
+                else:
+                    self._pause(0.1 * 4**attempt)
+
+    def _lose(self, count: int, error: Exception) -> None:
+        self.lost += count
+        log.error(
+            "%d completion(s) not recorded (%d in all): %s", count, self.lost, type(error).__name__
+        )
