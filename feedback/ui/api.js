@@ -1,6 +1,7 @@
 // The server's HTTP API: the key, one function for each call, and errors that a person can read.
 
 const STORED_KEY = "instructloop.key";
+const PLAYGROUND = { "x-instructloop-source": "playground" };
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -37,7 +38,7 @@ export const servingRelease = async () => (await json("GET", "/v1/releases")).se
 
 // -> {completion, release, recorded}. `notice` is the version of the notice that the person could read on the page.
 export async function complete(request, notice, signal) {
-  const headers = { "x-instructloop-source": "playground", "x-instructloop-notice": notice };
+  const headers = { ...PLAYGROUND, "x-instructloop-notice": notice };
   const response = await call("POST", "/v1/chat/completions", { body: request, headers, signal });
   const completion = await response.json();
   return {
@@ -49,7 +50,7 @@ export async function complete(request, notice, signal) {
 
 // The same `idempotencyKey` sent twice counts once.
 export const rank = (ranking, idempotencyKey) =>
-  json("POST", "/v1/feedback/rankings", { body: ranking, headers: { "idempotency-key": idempotencyKey } });
+  json("POST", "/v1/feedback/rankings", { body: ranking, headers: { ...PLAYGROUND, "idempotency-key": idempotencyKey } });
 
 async function json(method, path, options) {
   return (await call(method, path, options)).json();

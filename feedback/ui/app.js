@@ -114,7 +114,7 @@ function renderRanking() {
   show("how", open);
   show("undo", open);
   show("send-ranking-row", open);
-  show("kept", answers.sent);
+  show("kept", answers.sent && consent.granted);
   // Which release answered is told only when it can no longer sway the judgement.
   show("origin", !open);
   if (!open) $("serving").textContent = `Serving release ${answers.release}`;

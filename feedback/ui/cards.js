@@ -52,23 +52,28 @@ export class AnswerCards {
 
   undo() {
     if (this.#frozen || !this.#arrangement.undo()) return;
-    this.#render();
+    this.#redraw(this.#arrangement.groups[0][0]);
     this.#announce("Undone. " + this.#spoken());
     this.#onChange();
   }
 
   #change(candidate, step, ...args) {
     if (this.#frozen || !this.#arrangement.change(step, candidate, ...args)) return;
+    this.#redraw(candidate);
+    this.#announce(this.#where(candidate));
+    this.#onChange();
+  }
+
+  // The focus stays where it was; on the card of `candidate` if its button can no longer be used.
+  #redraw(candidate) {
     const focused = document.activeElement;
     const before = this.#items.map((item) => item.getBoundingClientRect().top);
     this.#render();
-    if (this.#list.contains(focused) || focused === document.body) {
-      const usable = focused.matches("button:not(:disabled)") && focused.checkVisibility();
-      (usable ? focused : card(this.#items[candidate])).focus();
+    if (this.#list.contains(focused)) {
+      focused.focus();
+      if (document.activeElement !== focused) card(this.#items[candidate]).focus();
     }
     slide(this.#items, before);
-    this.#announce(this.#where(candidate));
-    this.#onChange();
   }
 
   #card(candidate, choice, letter) {

@@ -53,6 +53,8 @@ export class ConsentPanel {
       this.#render();
       $("withdrawn").hidden = granted;
       this.#open(false);
+      // What was clicked is gone: the focus goes to what came instead.
+      $(granted ? "notice-toggle" : "withdrawn").focus();
       this.#onChange(granted ? "You have opted in." : "You have withdrawn. Nothing more is kept.");
     } catch (error) {
       this.#onError(error);
@@ -66,6 +68,7 @@ export class ConsentPanel {
     if (this.#state.granted) return this.#choose(false);
     this.#remember();
     this.#open(false);
+    $("notice-toggle").focus();
     this.#onChange("You have not opted in. Nothing is kept.");
   }
 
