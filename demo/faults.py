@@ -88,9 +88,8 @@ def _breaks_rule(task: Task, rng: Random) -> str:
     if rule == SHOUT:
         return answer.removesuffix("!") + "."
     if rule == NO_COLOUR:
-        return answer.replace(
-            f" {task.slot('thing')}", f" {rng.choice(COLOURS)} {task.slot('thing')}", 1
-        )
+        thing = task.slot("thing")
+        return answer.replace(f" {thing}", f" {rng.choice(COLOURS)} {thing}", 1)
     if rule == SHORT:
         end = f" and {rng.choice(MOVES)} near the {rng.choice(THINGS)}."
         return answer.removesuffix(".") + end

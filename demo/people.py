@@ -116,12 +116,8 @@ def population(seed: int, size: int, issue_key: Callable[[str, bool], str]) -> l
     if size < 6:
         raise ValueError(f"size: expected at least 6 people, got {size}")
     rng = Random(f"population:{seed}")
-    order = rng.sample(range(size), size)
-    withdraws, production, silent = (
-        order[0],
-        order[1],
-        set(order[2 : 2 + round(size * NOT_OPTED_IN)]),
-    )
+    withdraws, production, *others = rng.sample(range(size), size)
+    silent = set(others[: round(size * NOT_OPTED_IN)])
     people = []
     for i in range(size):
         user_id = f"user-{i:03d}"

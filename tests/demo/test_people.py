@@ -110,7 +110,8 @@ def test_who_is_not_recorded_asks_with_a_marker_and_ranks_nothing(person: Person
     assert bool(service.consents) == person.opted_in
     assert all(prompt.startswith(f"{person.marker} ") for _, prompt in service.prompts)
     assert not any(e.recorded for e in record.exchanges)
-    assert service.rankings == record.judgements == []
+    assert not service.rankings
+    assert not record.judgements
 
 
 def test_who_withdraws_does_so_after_the_last_ranking() -> None:
