@@ -29,7 +29,11 @@ class Intake:
     """Takes rankings in. Safe to call from several threads; blocks on the log, so not on an event loop."""
 
     def __init__(
-        self, sink: EventSink, source: EventSource, consent: ConsentReader, stamper: Stamper
+        self,
+        sink: EventSink,
+        source: EventSource,
+        consent: ConsentReader,
+        stamper: Stamper,
     ) -> None:
         self._sink, self._consent, self._stamper = sink, consent, stamper
         self._completions = _Completions(source)

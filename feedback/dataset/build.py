@@ -76,7 +76,11 @@ def build_dataset(
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in SETS:
-            _write(Path(folder) / f"{name}.parquet", name, [r for r in kept if r.set == name])
+            _write(
+                Path(folder) / f"{name}.parquet",
+                name,
+                [r for r in kept if r.set == name],
+            )
         (Path(folder) / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         return store.put("dataset", Path(folder))
 
