@@ -1,0 +1,99 @@
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import InvalidInput, NotFound
+from contracts.release import Canary, Release, ReleaseRegistry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> ReleaseRegistry:
+    return ReleaseRegistry(tmp_path / "registry")
+
+
+@pytest.fixture
+def artifact(registry: ReleaseRegistry, tmp_path: Path) -> str:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "model.safetensors").write_bytes(b"weights")
+    return registry.artifacts.put("policy", tmp_path / "policy")
+
+
+def release(
+    id: str, artifact: str, parent: str | None = None, dataset: str | None = None
+) -> Release:
+    return Release(
+        id=id,
+        model="small",
+        created=dt.datetime(2025, 1, 1, tzinfo=dt.UTC),
+        artifact=artifact,
+        canary=Canary(token_ids=(1, 2), logprobs=(-0.5,)),
+        parent=parent,
+        dataset=dataset,
+        code_version="test",
+    )
+
+
+def test_a_new_registry_serves_nothing(registry: ReleaseRegistry) -> None:
+    assert registry.current() is None
+    assert registry.history() == []
+    with pytest.raises(NotFound, match="nothing is released"):
+        registry.rollback()
+
+
+def test_what_is_published_is_current(registry: ReleaseRegistry, artifact: str) -> None:
+    first, second = release("r0001", artifact), release("r0002", artifact, parent="r0001")
+    registry.publish(first)
+    assert registry.current() == first
+    registry.publish(second)
+    assert registry.current() == second
+    assert registry.get("r0001") == first
+    assert registry.history() == ["r0001", "r0002"]
+
+
+def test_rollback_goes_to_the_parent_and_history_keeps_both(
+    registry: ReleaseRegistry, artifact: str
+) -> None:
+    registry.publish(release("r0001", artifact))
+    registry.publish(release("r0002", artifact, parent="r0001"))
+    assert registry.rollback().id == "r0001"
+    assert registry.current_id() == "r0001"
+    assert registry.history() == ["r0001", "r0002", "r0001"]
+    with pytest.raises(NotFound, match="no parent"):
+        registry.rollback()
+
+
+def test_publishing_again_changes_nothing(registry: ReleaseRegistry, artifact: str) -> None:
+    registry.publish(release("r0001", artifact))
+    registry.publish(release("r0001", artifact))
+    assert registry.history() == ["r0001"]
+
+
+def test_a_taken_id_is_refused(registry: ReleaseRegistry, artifact: str) -> None:
+    registry.publish(release("r0001", artifact))
+    with pytest.raises(InvalidInput, match="not taken"):
+        registry.publish(release("r0001", artifact, parent="r0000"))
+    assert registry.get("r0001").parent is None
+
+
+def test_a_release_without_its_artifacts_is_not_published(
+    registry: ReleaseRegistry, artifact: str
+) -> None:
+    for wrong in (release("r0001", "0" * 64), release("r0001", artifact, dataset="0" * 64)):
+        with pytest.raises(NotFound, match="no artifact"):
+            registry.publish(wrong)
+    assert registry.current() is None
+
+
+@pytest.mark.parametrize("id", ["", "../r0001", ".hidden", "a/b"])
+def test_an_id_that_is_no_name_is_refused(
+    registry: ReleaseRegistry, artifact: str, id: str
+) -> None:
+    with pytest.raises(InvalidInput, match="without slashes"):
+        registry.publish(release(id, artifact))
+
+
+def test_ids_count_up(registry: ReleaseRegistry, artifact: str) -> None:
+    assert registry.next_id(artifact) == f"r0001-{artifact[:8]}"
+    registry.publish(release("r0001", artifact))
+    assert registry.next_id(artifact) == f"r0002-{artifact[:8]}"
