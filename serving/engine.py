@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +20,7 @@ Kind = Literal["completions", "chat"]
 Body = dict[str, Any]
 
 STAGING_POLL_S = 0.05
+SHUTDOWN_S = 5.0
 
 
 class EngineRefused(InstructloopError):
@@ -92,26 +93,18 @@ class VllmEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
-        self._open = AsyncExitStack()
         self._client: Any = None
         self._handlers: dict[Kind, tuple[Any, Any]] = {}
         self._probes = 0
 
     async def start(self, folder: Path, model: str) -> None:
         _prepare_environment(self._options)
-        # The import takes seconds; on a thread the server can already say that it is loading.
-        vllm = await asyncio.to_thread(_import_vllm)
-        args = vllm.parse_args(self._arguments(folder, model))
-        try:
-            self._client = await self._open.enter_async_context(
-                vllm.build_async_engine_client(args)
-            )
-            state = vllm.State()
-            tasks = await self._client.get_supported_tasks()
-            await vllm.init_app_state(self._client, state, args, tasks)
-        except BaseException:
-            await self.stop()
-            raise
+        arguments = self._arguments(folder, model)
+        # On a thread: importing vLLM and starting its child process take seconds each, and the server says meanwhile
+        # that it is loading. AsyncLLM binds to the event loop later, with its first call.
+        vllm, args, self._client = await asyncio.to_thread(_start_async_llm, arguments)
+        state = vllm.State()
+        await vllm.init_app_state(self._client, state, args, await self._client.get_supported_tasks())
         completion, chat = state.openai_serving_completion, state.openai_serving_chat
         self._handlers = {
             "completions": (vllm.CompletionRequest, completion.create_completion),
@@ -120,8 +113,9 @@ class VllmEngine:
         self._error_response = completion.create_error_response
 
     async def stop(self) -> None:
-        self._client, self._handlers = None, {}
-        await self._open.aclose()
+        client, self._client, self._handlers = self._client, None, {}
+        if client is not None:
+            client.shutdown(timeout=SHUTDOWN_S)
 
     def failure(self) -> str | None:
         if self._client is not None and self._client.errored:
@@ -213,33 +207,29 @@ class VllmEngine:
 
 @dataclass(frozen=True)
 class _Vllm:
-    """The names of vLLM that `start` needs, from wherever this version keeps them."""
+    """The names of vLLM that the adapter needs after the start, from wherever this version keeps them."""
 
-    parse_args: Any
-    build_async_engine_client: Any
     init_app_state: Any
     State: Any
     CompletionRequest: Any
     ChatCompletionRequest: Any
 
 
-def _import_vllm() -> _Vllm:
+def _start_async_llm(arguments: list[str]) -> tuple[_Vllm, Any, Any]:
+    """vLLM's names, the parsed arguments, and a running AsyncLLM."""
     from starlette.datastructures import State
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-    return _Vllm(
-        parse_args=make_arg_parser(FlexibleArgumentParser()).parse_args,
-        build_async_engine_client=build_async_engine_client,
-        init_app_state=init_app_state,
-        State=State,
-        CompletionRequest=CompletionRequest,
-        ChatCompletionRequest=ChatCompletionRequest,
-    )
+    parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]
+    args = make_arg_parser(parser).parse_args(arguments)
+    client = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+    return _Vllm(init_app_state, State, CompletionRequest, ChatCompletionRequest), args, client
 
 
 def _prepare_environment(options: EngineOptions) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.events import Stamper
 from contracts.log import EventSink
@@ -84,11 +85,18 @@ def recordable_prompt(kind: Kind, body: Body) -> pb.Prompt | None:
             if isinstance(text, str) and text and not body.get("echo")
             else None
         )
-    messages = body["messages"]
-    plain = all(m["role"] in RECORDED_ROLES and isinstance(m.get("content"), str) for m in messages)
-    if not messages or not plain:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_plain, messages)):
         return None
     return pb.Prompt(messages=[pb.Message(role=m["role"], content=m["content"]) for m in messages])
+
+
+def _is_plain(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("role") in RECORDED_ROLES
+        and isinstance(message.get("content"), str)
+    )
 
 
 class Recorder:

@@ -155,11 +155,12 @@ class WeightSwapper:
 
     async def _exchange(self, release: Release) -> str | None:
         """Swap, with the gate closed. None, or why the old weights are back. Raises EngineFailed."""
-        old, self.serving = self.serving, None
+        old = self.serving
         assert old is not None
         try:
             reason = await self._exchange_weights(release.canary, old.canary)
         except Exception as e:
+            self.serving = None
             raise EngineFailed(
                 f"the engine's weights are in doubt after a swap to {release.id}: {e}"
             ) from e
@@ -192,11 +193,13 @@ class WeightSwapper:
     async def _check_canary(self, canary: Canary) -> None:
         """Raise CanaryFailed unless the engine gives the canary the log-probabilities that the trainer gave it."""
         got = await self._engine.logprobs(canary.token_ids)
-        worst = max(abs(a - b) for a, b in zip(got, canary.logprobs, strict=True))
-        if not worst <= self._options.canary_tolerance:  # also when it is NaN
+        differences = [abs(a - b) for a, b in zip(got, canary.logprobs, strict=True)]
+        tolerance = self._options.canary_tolerance
+        wrong = [d for d in differences if not d <= tolerance]  # NaN is not <= anything
+        if wrong:
             raise CanaryFailed(
-                f"canary: expected the trainer's log-probabilities within {self._options.canary_tolerance}, "
-                f"got one that differs by {worst:.4g}"
+                f"canary: expected the trainer's log-probabilities within {tolerance}, "
+                f"got {len(wrong)} of {len(differences)} that differ more, one by {wrong[0]:.4g}"
             )
 
     async def _note(

@@ -4,6 +4,7 @@ import datetime as dt
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -59,6 +60,13 @@ def save(folder: Path, seed: int, *, tied: bool) -> Path:
     return folder
 
 
+def poison(folder: Path) -> None:
+    """Put one NaN into the weights."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def canary(folder: Path) -> Canary:
     """What Hugging Face's forward pass says of a fixed prompt, in float32."""
     token_ids = tokenizer().encode(CANARY_TEXT)
@@ -69,14 +77,26 @@ def canary(folder: Path) -> Canary:
     return Canary(token_ids=tuple(token_ids), logprobs=tuple(taken))
 
 
-def release(registry: ReleaseRegistry, folder: Path, canary_of: Canary | None = None) -> Release:
+def release(registry: ReleaseRegistry, folder: Path, release_id: str) -> Release:
     """Put `folder` into the store; the release that names it, not yet published."""
-    artifact = registry.artifacts.put("policy", folder)
     return Release(
-        id=registry.next_id(artifact),
+        id=release_id,
         model="tiny",
         created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-        artifact=artifact,
-        canary=canary_of or canary(folder),
+        artifact=registry.artifacts.put("policy", folder),
+        canary=canary(folder),
         code_version="test",
     )
+
+
+def greedy(folder: Path, prompt: str, tokens: int) -> str:
+    """What Hugging Face answers at temperature 0, without a stop."""
+    words = tokenizer()
+    policy = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = words.encode(prompt)
+    taken: list[int] = []
+    with torch.no_grad():
+        for _ in range(tokens):
+            taken.append(int(policy(torch.tensor([ids + taken])).logits[0, -1].argmax()))
+    text: str = words.decode(taken, skip_special_tokens=True)
+    return text

@@ -1,0 +1,188 @@
+"""The server on a real engine, as its clients see it."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from contracts.v1 import events_pb2 as pb
+from tests import tiny_models
+from tests.conftest import VllmServer
+
+pytestmark = pytest.mark.vllm
+
+PROMPT = "Write one sentence"
+GREEDY = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_tokens": 24, "ignore_eos": True}
+
+
+def openai(server: VllmServer, user: str) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=f"il-{user}", max_retries=0)
+
+
+def chunks(response: httpx.Response) -> Iterator[dict[str, object]]:
+    for line in response.iter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_official_client_gets_completions_chat_streams_and_models(vllm_server: VllmServer) -> None:
+    client = openai(vllm_server, "bob")
+    serving = httpx.get(f"{vllm_server.url}/readyz").json()["release"]
+    completion = client.completions.create(model="tiny", prompt=PROMPT, n=3, max_tokens=5)
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert completion.system_fingerprint == serving
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5
+    )
+    assert chat.choices[0].message.role == "assistant"
+    assert chat.system_fingerprint == serving
+    stream = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5, stream=True
+    )
+    assert {chunk.system_fingerprint for chunk in stream} == {serving}
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_engine_control_endpoints_do_not_exist(vllm_server: VllmServer) -> None:
+    with vllm_server.client("ann") as client:
+        for path in ("pause", "collective_rpc", "sleep", "update_weights", "tokenize", "metrics"):
+            assert client.post(f"/{path}", json={}).status_code == 404
+
+
+def test_stream_says_the_same_as_one_body(vllm_server: VllmServer) -> None:
+    with vllm_server.client("bob") as client:
+        whole = client.post("/v1/completions", json=GREEDY).json()["choices"][0]["text"]
+        with client.stream("POST", "/v1/completions", json={**GREEDY, "stream": True}) as response:
+            parts = [chunk["choices"][0]["text"] for chunk in chunks(response)]  # type: ignore[index]
+    assert "".join(parts) == whole
+
+
+def test_log_holds_exactly_the_requests_of_who_agreed(vllm_server: VllmServer) -> None:
+    before = len(vllm_server.sink.events())
+    ask = {"model": "tiny", "prompt": "List three colours", "max_tokens": 6, "n": 2}
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "List"}], "max_tokens": 6}
+    playground = {"x-instructloop-source": "playground"}
+    answers = []
+    with vllm_server.client("ann") as ann:
+        answers.append(ann.post("/v1/completions", json=ask))
+        shown = playground | {"x-instructloop-notice": "v1"}
+        answers.append(ann.post("/v1/chat/completions", json=chat, headers=shown))
+        with ann.stream("POST", "/v1/completions", json={**ask, "stream": True}) as stream:
+            streamed = list(chunks(stream))
+            assert stream.headers["x-instructloop-recorded"] == "true"
+        other = playground | {"x-instructloop-notice": "v0"}
+        not_recorded = [ann.post("/v1/completions", json=ask, headers=other)]
+        not_recorded.append(ann.post("/v1/completions", json={**ask, "echo": True}))
+    for user in ("bob", "prod-ann"):
+        with vllm_server.client(user) as client:
+            not_recorded.append(client.post("/v1/completions", json=ask))
+    assert [r.headers["x-instructloop-recorded"] for r in answers] == ["true", "true"]
+    assert [r.headers["x-instructloop-recorded"] for r in not_recorded] == ["false"] * 4
+
+    events = [e for e in vllm_server.sink.events()[before:] if e.HasField("completion")]
+    logged = {e.completion.completion_id: e.completion for e in events}
+    assert {e.user_id for e in events} == {"ann"}
+    assert logged.keys() == {r.json()["id"] for r in answers} | {streamed[0]["id"]}
+    first = logged[answers[0].json()["id"]]
+    words = tiny_models.tokenizer()
+    assert [o.text for o in first.outputs] == [c["text"] for c in answers[0].json()["choices"]]
+    assert [words.decode(list(o.token_ids), skip_special_tokens=True) for o in first.outputs] == [
+        o.text for o in first.outputs
+    ]
+    assert first.release_id == answers[0].headers["x-policy-release"]
+    assert logged[answers[1].json()["id"]].source == pb.SOURCE_PLAYGROUND
+    for index in (0, 1):
+        parts = [c["text"] for s in streamed for c in s["choices"] if c["index"] == index]  # type: ignore[attr-defined]
+        assert logged[str(streamed[0]["id"])].outputs[index].text == "".join(parts)
+
+
+def test_client_that_leaves_is_not_recorded(vllm_server: VllmServer) -> None:
+    with vllm_server.client("ann") as client:
+        ask = {**GREEDY, "max_tokens": 200, "stream": True}
+        with client.stream("POST", "/v1/completions", json=ask) as response:
+            left = next(chunks(response))["id"]
+        # Answers after the first one has been taken off the engine.
+        client.post("/v1/completions", json={**GREEDY, "max_tokens": 2})
+    logged = {e.completion.completion_id for e in vllm_server.sink.events()}
+    assert left not in logged
+
+
+def test_swap_under_load_fails_mixes_and_mislabels_nothing(vllm_server: VllmServer) -> None:
+    want = {r.id: tiny_models.greedy(vllm_server.folders[r.id], PROMPT, 24) for r in vllm_server.releases}
+    assert len(set(want.values())) == 3
+    done, failures, seen = threading.Event(), [], []
+
+    def ask_on(streams: bool) -> None:
+        with vllm_server.client("bob") as client:
+            while not done.is_set():
+                label, text = ask_streamed(client) if streams else ask_whole(client)
+                seen.append(label)
+                if want.get(label) != text:
+                    failures.append((label, text))
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(ask_on, i % 2 == 0) for i in range(8)]
+        try:
+            for i in (1, 2, 0, 1):
+                vllm_server.registry.publish(vllm_server.releases[i])
+                vllm_server.wait_for(f"r{i}")
+        finally:
+            done.set()
+        for worker in running:
+            worker.result()
+    assert failures == []
+    assert set(seen) == {"r0", "r1", "r2"}
+    changes = httpx.get(
+        f"{vllm_server.url}/v1/releases", headers={"authorization": "Bearer il-bob"}
+    ).json()["data"]
+    assert [c["outcome"] for c in changes[-4:]] == ["swapped_in"] * 4
+    print(f"{len(seen)} answers over 4 swaps:", changes[-4:])
+
+
+def ask_whole(client: httpx.Client) -> tuple[str, str]:
+    response = client.post("/v1/completions", json=GREEDY)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body["system_fingerprint"] == response.headers["x-policy-release"]
+    return body["system_fingerprint"], body["choices"][0]["text"]
+
+
+def ask_streamed(client: httpx.Client) -> tuple[str, str]:
+    with client.stream("POST", "/v1/completions", json={**GREEDY, "stream": True}) as response:
+        assert response.status_code == 200
+        parts = list(chunks(response))
+        labels = {part["system_fingerprint"] for part in parts}
+        assert labels == {response.headers["x-policy-release"]}
+    return str(labels.pop()), "".join(p["choices"][0]["text"] for p in parts)  # type: ignore[index]
+
+
+def test_bad_release_is_refused_while_serving_goes_on(vllm_server: VllmServer, tmp_path: Path) -> None:
+    good = vllm_server.releases[1]
+    vllm_server.registry.publish(good)
+    vllm_server.wait_for(good.id)
+    folder = tmp_path / "nan"
+    shutil.copytree(vllm_server.folders["r2"], folder)
+    tiny_models.poison(folder)
+    artifact = vllm_server.registry.artifacts.put("policy", folder)
+    bad = vllm_server.releases[2].model_copy(update={"id": "r-nan", "artifact": artifact})
+    vllm_server.registry.publish(bad)
+    vllm_server.wait_for("r-nan")
+    # Right weights, canary of others: only the check after the swap can tell.
+    wrong = vllm_server.releases[2].model_copy(update={"id": "r-canary", "canary": good.canary})
+    vllm_server.registry.publish(wrong)
+    vllm_server.wait_for("r-canary")
+    with vllm_server.client("bob") as client:
+        assert ask_whole(client) == (good.id, tiny_models.greedy(vllm_server.folders[good.id], PROMPT, 24))
+        changes = client.get("/v1/releases").json()["data"]
+    assert [c["outcome"] for c in changes[-2:]] == ["refused", "rolled_back"]
+    assert "NaN" in changes[-2]["reason"]
+    transitions = [e.release_change.transition for e in vllm_server.sink.events() if e.HasField("release_change")]
+    assert transitions[-2:] == [pb.RELEASE_TRANSITION_REFUSED, pb.RELEASE_TRANSITION_ROLLED_BACK]
+    vllm_server.registry.publish(good)
