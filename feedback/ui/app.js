@@ -124,6 +124,7 @@ function renderRanking() {
 }
 
 function whyNot() {
+  if (!consent.granted && answers.recorded) return "You have withdrawn, so these answers can no longer be ranked.";
   if (!consent.granted) {
     return "You have not opted in, so this prompt and its answers are not kept, and there is nothing that a ranking could be "
       + "added to. To rank, agree to the notice and ask again.";

@@ -486,11 +486,11 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     site.model.texts[1] = "Output number 1: " + "w" * 100
     site.model.texts[2] = "Output number 2: " + "We came home to a jungle of basil. " * 40
     options = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
-    pages = a_page(browser, complaints, has_touch=True, **options)
+    pages = a_page(browser, complaints, **options)
     page = next(pages)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("1-key", lambda: page.goto(site.url)),
-        ("2-notice", lambda: page.goto(f"{site.url}/#key={KEY}")),
+        ("2-notice", lambda: page.goto(f"{site.url}/?phone#key={KEY}")),
         ("3-ask", lambda: page.get_by_role("button", name="I agree").click()),
         ("4-ranking", lambda: ask(page, prompt="p" * 200)),
         ("5-tied", lambda: page.locator(".tie").nth(2).click()),
