@@ -70,7 +70,7 @@ def iterations(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> str:
 def win_rates(rates: Sequence[tuple[str, float, tuple[float, float]]]) -> str:
     """(name, rate, 95 % interval) each; the lines are a coin's rate and the goal."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 2.6), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for y, (name, rate, (low, high)) in enumerate(reversed(rates)):
             axes.plot([low, high], [y, y], color=AFTER, linewidth=3, solid_capstyle="round")

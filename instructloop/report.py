@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from contracts.artifact import write_text_durably
 from instructloop import plots
@@ -77,7 +77,7 @@ def _policy_tiles(report: Section) -> Iterable[str]:
     policy = report.get("policy", {})
     if "gold_win_rate" in policy:
         interval = policy.get("gold_win_rate_ci95")
-        good = None if interval is None else interval[0] > 0.55
+        good = None if not _known(interval) else interval[0] > 0.55
         yield _tile(
             "Win rate, true taste", _percent(policy["gold_win_rate"]), _interval(interval), good
         )
@@ -150,11 +150,13 @@ def _learning(report: Section) -> str:
 
 
 def _quality(report: Section) -> str:
-    policy, bins = report.get("policy", {}), report.get("reward_model", {}).get("calibration")
+    policy = report.get("policy", {})
+    bins = report.get("reward_model", {}).get("calibration", [])
+    bins = _complete(bins, "predicted", "observed")
     rates = [
         (name, policy[key], tuple(policy[f"{key}_ci95"]))
         for name, key in (("true taste", "gold_win_rate"), ("reward model", "reward_win_rate"))
-        if policy.get(key) is not None and policy.get(f"{key}_ci95")
+        if policy.get(key) is not None and _known(policy.get(f"{key}_ci95"))
     ]
     figures = ""
     if rates:
@@ -171,14 +173,17 @@ def _quality(report: Section) -> str:
 
 
 def _by_use_case(report: Section) -> str:
-    if not (scores := report.get("by_use_case")):
+    given = report.get("by_use_case", {})
+    scores = {name: row for name, row in given.items() if _complete([row], "before", "after")}
+    if not scores:
         return ""
     caption = "Mean score on held-out prompts, their number in brackets."
     return f"<section><h2>By use case</h2>{_figure(plots.use_cases(scores), caption)}</section>"
 
 
 def _swap(report: Section) -> str:
-    if not (requests := report.get("swap", {}).get("latencies")):
+    requests = _complete(report.get("swap", {}).get("latencies", []), "at", "seconds", "release")
+    if not requests:
         return ""
     caption = "Each dot is a request; its colour is the release that answered it."
     return f"<section><h2>The swap</h2>{_figure(plots.latencies(requests), caption)}</section>"
@@ -302,8 +307,17 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"95 %: {_percent(bounds[0])} to {_percent(bounds[1])}"
+def _interval(bounds: Sequence[float | None] | None) -> str:
+    return "" if not _known(bounds) else f"95 %: {_percent(bounds[0])} to {_percent(bounds[1])}"
+
+
+def _known(bounds: Sequence[float | None] | None) -> TypeGuard[Sequence[float]]:
+    return bounds is not None and None not in bounds
+
+
+def _complete(rows: Iterable[Section], *keys: str) -> list[Section]:
+    """The rows that have a value for each of `keys`: only they can be drawn."""
+    return [row for row in rows if all(row.get(key) is not None for key in keys)]
 
 
 def _number(value: float | None) -> str:

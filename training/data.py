@@ -53,7 +53,9 @@ def read_set(folder: Path, name: SetName, split: Split) -> list[Any]:
     fields = list(row_type.__dataclass_fields__)
     table = pq.read_table(folder / f"{name}.parquet", columns=[*fields, "split"])
     rows = (r for r in table.to_pylist() if r.pop("split") == split)
-    return [row_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()}) for r in rows]
+    return [
+        row_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()}) for r in rows
+    ]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
@@ -69,13 +71,17 @@ def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True) -> list[int]:
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True
+) -> list[int]:
     """The response's token ids; a finished one ends with the end-of-text token, a cut one does not."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*ids, tokenizer.eos_token_id] if finished else ids
 
 
-def fits(prompt: Sequence[int], responses: Iterable[Sequence[int]], max_prompt: int, max_response: int) -> bool:
+def fits(
+    prompt: Sequence[int], responses: Iterable[Sequence[int]], max_prompt: int, max_response: int
+) -> bool:
     """Whether nothing would have to be cut: what is too long is dropped whole."""
     return 0 < len(prompt) <= max_prompt and all(0 < len(r) <= max_response for r in responses)
 
@@ -110,7 +116,9 @@ def similar_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
 class TokenStream:
     """Documents joined by the end-of-text token and cut into rows of `width` tokens, drawn without end."""
 
-    def __init__(self, documents: Iterable[Sequence[int]], eos_id: int, width: int, seed: int) -> None:
+    def __init__(
+        self, documents: Iterable[Sequence[int]], eos_id: int, width: int, seed: int
+    ) -> None:
         flat = [t for d in documents for t in (*d, eos_id)]
         rows = len(flat) // width
         if rows == 0:

@@ -30,4 +30,7 @@ class Metrics:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows that a stage wrote."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]

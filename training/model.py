@@ -54,7 +54,9 @@ def _check_plain_head(model: PreTrainedModel) -> None:
     tokens_BT = torch.tensor([[0, 1, 2]])
     hidden_BTH = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
     head = model.get_output_embeddings()
-    if not torch.allclose(head(hidden_BTH), model(input_ids=tokens_BT, use_cache=False).logits, atol=1e-4):
+    if not torch.allclose(
+        head(hidden_BTH), model(input_ids=tokens_BT, use_cache=False).logits, atol=1e-4
+    ):
         raise InvalidInput("model", "a plain unembedding as its head", type(model).__name__)
 
 
@@ -132,7 +134,9 @@ class RewardModel(nn.Module):
         return self.head(last_BH).squeeze(-1).float() - self.shift
 
 
-CANARY_TEXT = "A canary sings before the door is opened, and the same song is heard again behind it."
+CANARY_TEXT = (
+    "A canary sings before the door is opened, and the same song is heard again behind it."
+)
 
 
 @torch.no_grad()

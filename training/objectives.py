@@ -70,7 +70,11 @@ def masked_mean(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 
 def policy_loss(
-    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip: float
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    clip: float,
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate (arXiv 1707.06347, equation 7), token mean; and the share of clipped tokens."""
     ratio_BR = torch.exp(logprobs_BR - old_logprobs_BR)

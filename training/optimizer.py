@@ -12,7 +12,9 @@ from training.config import Precision
 
 def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> torch.optim.AdamW:
     """Adam with betas (0.9, 0.95) (C) and no weight decay."""
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -35,4 +37,6 @@ def warmup_share(iteration: int, warmup: int) -> float:
 
 def autocast(precision: Precision) -> contextlib.AbstractContextManager[object]:
     """bf16 autocast around a forward pass, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    return (
+        torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    )

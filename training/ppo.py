@@ -99,10 +99,14 @@ def train_ppo(
     for iteration in range(max(1, config.episodes // config.batch)):
         # 2. Sample on the weights of this iteration.
         while len(queue) < config.batch:
-            queue += [prompt_ids[i] for batch in shuffled_batches(len(prompt_ids), 1, rng) for i in batch]
+            queue += [
+                prompt_ids[i] for batch in shuffled_batches(len(prompt_ids), 1, rng) for i in batch
+            ]
         batch, queue = queue[: config.batch], queue[config.batch :]
         sampler.load(nets.policy.state_dict())
-        samples = sampler.sample(batch, config.max_response_tokens, config.seed * 1_000_003 + iteration)
+        samples = sampler.sample(
+            batch, config.max_response_tokens, config.seed * 1_000_003 + iteration
+        )
         rollout = pack(batch, [s[0] for s in samples])
 
         # 3. Score, KL reward, advantages: once per rollout.
@@ -121,7 +125,10 @@ def train_ppo(
             for indices in shuffled_batches(len(rollout), config.minibatch, rng):
                 rows_PT = stream.take(len(indices) * config.ptx_examples_per_episode)
                 steps.append(update(config, nets, experience, indices, rows_PT))
-                for model, optimizer in ((nets.policy, policy_optimizer), (nets.value, value_optimizer)):
+                for model, optimizer in (
+                    (nets.policy, policy_optimizer),
+                    (nets.value, value_optimizer),
+                ):
                     nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -147,7 +154,11 @@ def usable_prompts(config: PpoConfig, tokenizer, prompts: Sequence[PromptRow]) -
     ids = [render(tokenizer, row) for row in prompts]
     kept = [p for p in ids if fits(p, [], config.max_prompt_tokens, 0)]
     if not kept:
-        raise InvalidInput("PPO prompts", f"at least one of 1 to {config.max_prompt_tokens} tokens", f"{len(ids)} rows")
+        raise InvalidInput(
+            "PPO prompts",
+            f"at least one of 1 to {config.max_prompt_tokens} tokens",
+            f"{len(ids)} rows",
+        )
     return kept
 
 
@@ -169,7 +180,9 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
     rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, config.beta)
     if config.whiten_rewards:
         rewards_BR = whiten(rewards_BR, rollout.mask_BR, shift_mean=False)
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, rollout.mask_BR, config.gamma, config.lam)
+    advantages_BR, returns_BR = gae(
+        rewards_BR, values_BR, rollout.mask_BR, config.gamma, config.lam
+    )
     return Experience(
         rollout=rollout,
         old_logprobs_BR=logprobs_BR,
@@ -198,7 +211,9 @@ def update(
     )
     with autocast(config.precision):
         logprobs_BR = response_logprobs(nets.policy, tokens_BT, prompts_B, mask_BR)
-        surrogate, clip_fraction = policy_loss(logprobs_BR, old_BR, advantages_BR, mask_BR, config.clip)
+        surrogate, clip_fraction = policy_loss(
+            logprobs_BR, old_BR, advantages_BR, mask_BR, config.clip
+        )
     surrogate.backward()
     ptx = torch.zeros(())
     if config.ptx_coefficient and len(rows_PT):
@@ -228,9 +243,13 @@ def part(rollout: Rollout, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, 
     return tokens_BT, lengths_B, rollout.prompt_lengths_B[indices], mask_BR[:, :width]
 
 
-def response_values(value: RewardModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor) -> Tensor:
+def response_values(
+    value: RewardModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor
+) -> Tensor:
     """Values [B, R] of the states from which each response token was drawn; 0 beyond the end."""
-    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1]).clamp(max=tokens_BT.shape[1] - 1)
+    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1]).clamp(
+        max=tokens_BT.shape[1] - 1
+    )
     return value.token_scores(tokens_BT).gather(1, positions_BR) * mask_BR
 
 
@@ -253,7 +272,9 @@ def figures(experience: Experience) -> dict[str, float]:
         "length": mask_BR.sum(1).float().mean().item(),
         "eos_rate": rollout.finished_B.float().mean().item(),
         "entropy": -masked_mean(experience.old_logprobs_BR, mask_BR).item(),
-        "explained_variance": explained_variance(experience.old_values_BR, experience.returns_BR, mask_BR),
+        "explained_variance": explained_variance(
+            experience.old_values_BR, experience.returns_BR, mask_BR
+        ),
         "logprob_mismatch": masked_mean(mismatch_BR, mask_BR).item(),
         "logprob_mismatch_max": mismatch_BR[mask_BR].max().item(),
     }
@@ -263,6 +284,8 @@ def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over minibatches; extremes stay extremes."""
     reduce = {"ratio_min": min, "ratio_max": max}
     return {
-        name: reduce[name](s[name] for s in steps) if name in reduce else sum(s[name] for s in steps) / len(steps)
+        name: reduce[name](s[name] for s in steps)
+        if name in reduce
+        else sum(s[name] for s in steps) / len(steps)
         for name in steps[0]
     }

@@ -60,7 +60,9 @@ def train_reward_model(
     tokenizer, model = load_tokenizer(parent), RewardModel.from_policy(parent)
     ranked = encode_rankings(config, tokenizer, rows)
     if not ranked:
-        raise InvalidInput("reward model rankings", "at least one with two ranks", f"{len(rows)} rows, none usable")
+        raise InvalidInput(
+            "reward model rankings", "at least one with two ranks", f"{len(rows)} rows, none usable"
+        )
     optimizer = adam(model.parameters(), config.learning_rate)
 
     rng = random.Random(config.seed)
@@ -68,7 +70,10 @@ def train_reward_model(
     batches = [b for _ in range(config.epochs) for b in shuffled_batches(len(ranked), size, rng)]
     model.eval()  # no dropout
     for step, batch in enumerate(batches):
-        set_rate(optimizer, config.learning_rate * cosine_share(step, len(batches), config.final_rate_share))
+        set_rate(
+            optimizer,
+            config.learning_rate * cosine_share(step, len(batches), config.final_rate_share),
+        )
         with autocast(config.precision):
             scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in batch])
             loss = ranking_loss(scores_BK, ranks_BK, mask_BK)
@@ -128,7 +133,9 @@ def _score(model: RewardModel, batch: Sequence[Ranked]) -> tuple[Tensor, Tensor,
 
 
 @torch.no_grad()
-def score_sequences(model: RewardModel, sequences: Sequence[Sequence[int]], batch: int = 64) -> Tensor:
+def score_sequences(
+    model: RewardModel, sequences: Sequence[Sequence[int]], batch: int = 64
+) -> Tensor:
     """Scores, float32 [N], of whole sequences (prompt and response), in the order given."""
     scores_N = torch.empty(len(sequences))
     for indices in similar_lengths([len(s) for s in sequences], batch):
@@ -180,5 +187,7 @@ def calibration(gaps: Sequence[float], bins: int = 8) -> list[dict[str, float]]:
             predicted = sum(1 / (1 + math.exp(-abs(g))) for g in part) / len(part)
             observed = sum((g > 0) + 0.5 * (g == 0) for g in part) / len(part)
             gap = sum(abs(g) for g in part) / len(part)
-            table.append({"gap": gap, "predicted": predicted, "observed": observed, "pairs": len(part)})
+            table.append(
+                {"gap": gap, "predicted": predicted, "observed": observed, "pairs": len(part)}
+            )
     return table

@@ -3,6 +3,7 @@
 The only file of this package that imports vllm. Shapes: B episodes, T tokens, R response tokens, right-padded.
 """
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,18 +48,30 @@ class Sampler:
             disable_log_stats=True,
         )
 
+    def close(self) -> None:
+        """Free the engine's memory; the sampler cannot be used again."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replace the engine's weights by a Hugging Face state dict, at once and exactly."""
         worker = self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         model = worker.model_runner.get_model()
         tied = getattr(model.config, "tie_word_embeddings", False)
-        weights = ((n, t.detach()) for n, t in state.items() if not (tied and n == "lm_head.weight"))
+        weights = (
+            (n, t.detach()) for n, t in state.items() if not (tied and n == "lm_head.weight")
+        )
         worker.reload_weights(weights_iterator=weights)
         # On a CPU a linear layer's weight is packed for oneDNN when it is loaded. The reload skips a tied unembedding,
         # which would go on with the old pack: whoever still holds a plain weight is packed again.
         for module in model.modules():
             method = getattr(module, "quant_method", None)
-            if method is not None and getattr(module, "weight", None) is not None and module.weight.numel():
+            if (
+                method is not None
+                and getattr(module, "weight", None) is not None
+                and module.weight.numel()
+            ):
                 method.process_weights_after_loading(module)
 
     def sample(
@@ -107,7 +120,9 @@ class Rollout:
 
 def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sampled]) -> Rollout:
     """Episodes as right-padded tensors; the boundary between prompt and response goes by token counts."""
-    tokens_BT, lengths_B = pad([[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)])
+    tokens_BT, lengths_B = pad(
+        [[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)]
+    )
     mask_BR = length_mask(torch.tensor([len(r.token_ids) for r in responses]))
     engine_BR = torch.zeros(mask_BR.shape)
     engine_BR[mask_BR] = torch.tensor([x for r in responses for x in r.logprobs])

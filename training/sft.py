@@ -19,7 +19,12 @@ Pair = tuple[list[int], list[int]]
 
 
 def train_sft(
-    config: SftConfig, parent: Path, rows: Sequence[SftRow], validation: Sequence[SftRow], folder: Path, metrics: Metrics
+    config: SftConfig,
+    parent: Path,
+    rows: Sequence[SftRow],
+    validation: Sequence[SftRow],
+    folder: Path,
+    metrics: Metrics,
 ) -> None:
     """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`."""
     torch.manual_seed(config.seed)
@@ -30,7 +35,9 @@ def train_sft(
     optimizer = adam(model.parameters(), config.learning_rate)
 
     rng = random.Random(config.seed)
-    batches = [b for _ in range(config.epochs) for b in shuffled_batches(len(pairs), config.batch, rng)]
+    batches = [
+        b for _ in range(config.epochs) for b in shuffled_batches(len(pairs), config.batch, rng)
+    ]
     for step, batch in enumerate(batches):
         rate = config.learning_rate * cosine_share(step, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
@@ -78,11 +85,14 @@ def _validate(model: PreTrainedModel, pairs: list[Pair], config: SftConfig) -> f
     if not pairs:
         return float("nan")
     losses = [
-        response_loss(model.eval(), pairs[i : i + config.batch]) for i in range(0, len(pairs), config.batch)
+        response_loss(model.eval(), pairs[i : i + config.batch])
+        for i in range(0, len(pairs), config.batch)
     ]
     return float(torch.stack(losses).mean())
 
 
 def _encode(config: SftConfig, tokenizer, rows: Sequence[SftRow]) -> list[Pair]:
     pairs = [(render(tokenizer, row), encode_response(tokenizer, row.response)) for row in rows]
-    return [p for p in pairs if fits(p[0], [p[1]], config.max_prompt_tokens, config.max_response_tokens)]
+    return [
+        p for p in pairs if fits(p[0], [p[1]], config.max_prompt_tokens, config.max_response_tokens)
+    ]

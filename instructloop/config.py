@@ -1,0 +1,104 @@
+"""One round's configuration: a TOML file, refused where it holds a key that nobody reads."""
+
+import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from contracts.errors import InvalidInput
+from feedback.dataset.rules import RuleSettings
+from training.config import (
+    EvaluationConfig,
+    GateConfig,
+    PpoConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    SftConfig,
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Import(Section):
+    """A public file that enters the log before the round; what is there already is not added again."""
+
+    format: str
+    path: str
+
+
+class Plugin(Section):
+    """Code that judges or measures answers: `function` is "module:name", called with `settings`, returns a callable."""
+
+    function: str
+    settings: dict[str, Any] = {}
+
+    def load(self) -> Any:
+        module, _, name = self.function.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as e:
+            raise InvalidInput("function", "module:name of something importable", self.function) from e
+        return factory(**self.settings)
+
+
+class RoundConfig(Section):
+    """Where a round reads and writes, and the settings of its stages."""
+
+    # The name that clients ask for.
+    model: str = "instructloop"
+    # Folder of the run: its stages, figures and report.
+    run: Path
+    # Where events are, e.g. sqlite:///runs/demo/log.db.
+    log: str
+    registry: Path
+    seed: int = 0
+    imports: tuple[Import, ...] = ()
+    # Files (globs; plain or gzip) of plain text: for the base model, the pretraining mix and its held-out part.
+    text: tuple[str, ...] = ()
+    # Without a released model to start from, one is trained from scratch. Demonstrations are part of its text.
+    base: PretrainConfig | None = None
+    sft: SftConfig = SftConfig()
+    rules: RuleSettings = RuleSettings()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    # Share of the training raters who are kept for a second reward model, which only judges.
+    judge_raters: float = Field(default=0.0, ge=0, lt=1)
+    ppo: PpoConfig = PpoConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    # name -> code that scores single answers; each gives a win rate.
+    judges: dict[str, Plugin] = {}
+    # name -> code that measures all answers of a policy at once.
+    measures: dict[str, Plugin] = {}
+
+    def seeded(self) -> "RoundConfig":
+        """The round's seed handed down to every stage."""
+        stages = {
+            name: getattr(self, name).model_copy(update={"seed": self.seed})
+            for name in ("base", "sft", "reward_model", "ppo", "evaluation")
+            if getattr(self, name) is not None
+        }
+        return self.model_copy(update=stages)
+
+
+def load_config(file: Path, data: Path | None = None, **overrides: Any) -> RoundConfig:
+    """Read a TOML file; `{data}` in its strings stands for the data folder. Raises InvalidInput by field."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as e:
+        raise InvalidInput("config", "a readable TOML file", str(file)) from e
+    if "{data}" in text:
+        if data is None or not data.is_dir():
+            raise InvalidInput("data", f"the folder that {file} reads from", str(data) if data else None)
+        text = text.replace("{data}", data.resolve().as_posix())
+    try:
+        return RoundConfig.model_validate(tomllib.loads(text) | overrides).seeded()
+    except tomllib.TOMLDecodeError as e:
+        raise InvalidInput(str(file), "TOML", str(e)) from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{file}: {field}", first["msg"], first.get("input")) from e

@@ -1,0 +1,301 @@
+"""One round on one page: dataset > reward model > policy > evaluation > gate > release."""
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.dataset import MANIFEST, DatasetManifest
+from contracts.errors import GateRefused, InvalidInput
+from contracts.events import Stamper
+from contracts.log import EventSink, EventSource
+from contracts.release import Release, ReleaseRegistry
+from contracts.v1 import events_pb2 as pb
+from feedback.dataset.build import build_dataset
+from instructloop.config import RoundConfig
+from instructloop.stages import Stages
+from instructloop.text import hold_out
+from training.data import PromptRow, RankedRow, SftRow, read_set
+from training.evaluation.comparison import (
+    Comparison,
+    Verdict,
+    compare,
+    judge_by,
+    kl_between,
+    language_model_loss,
+    reward_judge,
+)
+from training.evaluation.interval import clustered_mean
+from training.gate import decide
+from training.metrics import Metrics, read_metrics
+from training.model import RewardModel, canary_of, load_tokenizer
+from training.ppo import train_ppo
+from training.pretrain import pretrain
+from training.reward_model import (
+    calibration,
+    encode_rankings,
+    score_pairs,
+    train_reward_model,
+)
+from training.rollout import Sampler
+from training.sft import train_sft
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a round works with. `documents` are the plain texts of base model and pretraining mix."""
+
+    config: RoundConfig
+    source: EventSource
+    sink: EventSink
+    registry: ReleaseRegistry
+    stages: Stages
+    documents: Sequence[str]
+    code_version: str
+
+
+def first_release(loop: Loop) -> Release:
+    """Base model from scratch > SFT on the demonstrations so far > the release that a loop starts from."""
+    config, stages = loop.config, loop.stages
+    if (current := loop.registry.current()) is not None:
+        return current
+    if config.base is None:
+        raise InvalidInput("base", "a [base] section, or a released model: instructloop serve --model FOLDER", None)
+    digest = stages.run("demonstrations", lambda _: {"digest": _dataset(loop)})["digest"]
+    stages.run("base", lambda folder: _train_base(loop, folder))
+    stages.run("sft", lambda folder: _train_sft(loop, digest, stages.path("base") / "model", folder))
+    return _publish(loop, stages.path("sft") / "model", parent=None, dataset=digest)
+
+
+def one_round(loop: Loop) -> Release:
+    """From what people said so far to a release that passed the gate. Raises GateRefused.
+
+    Every stage that was finished before is taken from the run's folder.
+    """
+    # 1. Dataset: what may be used of what people said.
+    config, stages, parent = loop.config, loop.stages, _parent(loop)
+    before = loop.registry.artifacts.path(parent.artifact)
+    digest = stages.run("dataset", lambda _: {"digest": _dataset(loop)})["digest"]
+
+    # 2. A model that was brought from outside first learns from the demonstrations.
+    reference = before
+    if parent.dataset is None and _rows(loop, digest, "sft"):
+        stages.run("sft", lambda folder: _train_sft(loop, digest, before, folder))
+        reference = stages.path("sft") / "model"
+
+    # 3. Reward model, from rankings; another one of other raters' to judge, where asked for.
+    stages.run("reward_model", lambda folder: _train_reward_models(loop, digest, reference, folder))
+    rewards = stages.path("reward_model")
+
+    # 4. Policy: PPO-ptx against the reward model.
+    stages.run("ppo", lambda folder: _train_policy(loop, digest, reference, rewards / "model", folder))
+    after = stages.path("ppo") / "model"
+
+    # 5. Evaluation on the prompts of held-out people, and the gate.
+    verdict = stages.run("evaluate", lambda _: _evaluate(loop, digest, before, reference, after, rewards))
+    if verdict["reasons"]:
+        raise GateRefused(verdict["reasons"])
+
+    # 6. Release: servers notice it by themselves.
+    return _publish(
+        loop,
+        after,
+        parent=parent.id,
+        dataset=digest,
+        reward_model=loop.registry.artifacts.put("reward_model", rewards / "model"),
+        evaluation=verdict["figures"],
+    )
+
+
+def _parent(loop: Loop) -> Release:
+    """The release that this round starts from, the same when the round is taken up again."""
+    parent = first_release(loop)
+    started = loop.stages.run("parent", lambda _: {"release": parent.id})
+    return loop.registry.get(started["release"])
+
+
+def _dataset(loop: Loop) -> str:
+    return build_dataset(loop.source, loop.registry.artifacts, loop.config.rules, loop.code_version)
+
+
+def _rows(loop: Loop, digest: str, name: Any, split: Any = "train") -> list[Any]:
+    return read_set(loop.registry.artifacts.path(digest), name, split)
+
+
+def _train_base(loop: Loop, folder: Path) -> dict[str, Any]:
+    assert loop.config.base is not None
+    metrics = Metrics(folder)
+    texts, _ = hold_out(loop.documents)
+    pretrain(loop.config.base, texts, folder / "model", metrics)
+    metrics.close()
+    return {"documents": len(texts), "loss": metrics.rows[-1]["loss"]}
+
+
+def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
+    metrics = Metrics(folder)
+    rows: list[SftRow] = _rows(loop, digest, "sft")
+    train_sft(loop.config.sft, parent, rows, _rows(loop, digest, "sft", "validation"), folder / "model", metrics)
+    metrics.close()
+    return {"demonstrations": len(rows), "validation_loss": metrics.rows[-1]["validation_loss"]}
+
+
+def _train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) -> dict[str, Any]:
+    config = loop.config.reward_model
+    demonstrations: list[SftRow] = _rows(loop, digest, "sft")
+    judging, training = _split_raters(_rows(loop, digest, "rm"), loop.config.judge_raters)
+    for name, rows in (("model", training), ("judge", judging)):
+        if rows:
+            metrics = Metrics(folder / f"{name}-metrics")
+            train_reward_model(config, reference, rows, demonstrations, folder / name, metrics)
+            metrics.close()
+    figures: dict[str, Any] = {"rankings": len(training), "judge_rankings": len(judging)}
+    tokenizer = load_tokenizer(folder / "model")
+    ranked = encode_rankings(config, tokenizer, _rows(loop, digest, "rm", "test"))
+    if ranked:
+        pairs = score_pairs(RewardModel.load(folder / "model").eval(), ranked)
+        accuracy = clustered_mean([(g > 0) + 0.5 * (g == 0) for g in pairs.gaps], pairs.raters)
+        figures |= {
+            "accuracy": accuracy.mean,
+            "ci95": accuracy.ci95,
+            "pairs": len(pairs.gaps),
+            "raters": len(set(pairs.raters)),
+            "calibration": calibration(pairs.gaps),
+        }
+    return figures
+
+
+def _split_raters(rows: list[RankedRow], judge_share: float) -> tuple[list[RankedRow], list[RankedRow]]:
+    """(rankings that train the judge, rankings that train the reward model); a rater is on one side only."""
+
+    def judges(rater: str) -> bool:
+        return int(hashlib.sha256(f"judge:{rater}".encode()).hexdigest()[:8], 16) / 2**32 < judge_share
+
+    return [r for r in rows if judges(r.rater_id)], [r for r in rows if not judges(r.rater_id)]
+
+
+def _sampler(loop: Loop, model: Path) -> Sampler:
+    return Sampler(model, loop.config.ppo.max_prompt_tokens + loop.config.ppo.max_response_tokens)
+
+
+def _train_policy(loop: Loop, digest: str, reference: Path, reward: Path, folder: Path) -> dict[str, Any]:
+    metrics = Metrics(folder)
+    texts, _ = hold_out(loop.documents)
+    prompts: list[PromptRow] = _rows(loop, digest, "ppo")
+    sampler = _sampler(loop, reference)
+    try:
+        train_ppo(loop.config.ppo, reference, reward, prompts, texts, sampler, folder / "model", metrics)
+    finally:
+        sampler.close()
+        metrics.close()
+    return {"prompts": len(prompts), "iterations": len(metrics.rows), "kl": metrics.rows[-1]["kl"]}
+
+
+def _evaluate(
+    loop: Loop, digest: str, before: Path, reference: Path, after: Path, rewards: Path
+) -> dict[str, Any]:
+    config = loop.config
+    rows: list[PromptRow] = _rows(loop, digest, "ppo", "test")
+    if not rows:
+        raise InvalidInput("dataset", "prompts of held-out people to evaluate on", "none in the test split")
+    sampler = _sampler(loop, after)
+    try:
+        answers = compare(config.evaluation, sampler, before, after, rows, config.ppo.max_response_tokens)
+    finally:
+        sampler.close()
+    judges = {name: plugin.load() for name, plugin in config.judges.items()}
+    judges["reward_model"] = reward_judge(rewards / "model")
+    if (rewards / "judge").exists():
+        judges["second_reward_model"] = reward_judge(rewards / "judge")
+    if config.gate.judge not in judges:
+        raise InvalidInput("gate.judge", "one of " + ", ".join(sorted(judges)), config.gate.judge)
+    verdicts = {name: judge_by(judge, answers) for name, judge in judges.items()}
+
+    _, held_out = hold_out(loop.documents)
+    figures = {f"win_rate.{name}": v.win_rate.mean for name, v in verdicts.items()}
+    figures["kl"] = kl_between(after, reference, answers)
+    if held_out:
+        width = config.ppo.max_prompt_tokens
+        figures["lm_loss_before"] = language_model_loss(before, held_out, width)
+        figures["lm_loss_after"] = language_model_loss(after, held_out, width)
+    rise = figures.get("lm_loss_after", 0.0) - figures.get("lm_loss_before", 0.0)
+    decision = decide(config.gate, verdicts[config.gate.judge].win_rate, figures["kl"], rise)
+    return {
+        "reasons": list(decision.reasons),
+        "figures": figures,
+        "win_rates": {name: {"mean": v.win_rate.mean, "ci95": v.win_rate.ci95} for name, v in verdicts.items()},
+        "measures": {name: _measure(plugin.load(), answers) for name, plugin in config.measures.items()},
+        "answers": _table(answers, verdicts[config.gate.judge]),
+    }
+
+
+def _measure(measure: Any, answers: Comparison) -> dict[str, Any]:
+    """The measure of all answers of each policy; rows repeat once for each sample."""
+    return {
+        side: measure(
+            [row for row, group in zip(answers.rows, texts, strict=True) for _ in group],
+            [text for group in texts for text in group],
+        )
+        for side, texts in (("before", answers.before.texts), ("after", answers.after.texts))
+    }
+
+
+def _table(answers: Comparison, verdict: Verdict) -> list[dict[str, Any]]:
+    """The first answer of each policy to each prompt, and all scores, for the report."""
+    return [
+        {
+            "use_case": row.use_case,
+            "prompt": row.text or row.messages[-1]["content"],
+            "before": answers.before.texts[i][0],
+            "after": answers.after.texts[i][0],
+            "before_scores": verdict.before[i],
+            "after_scores": verdict.after[i],
+        }
+        for i, row in enumerate(answers.rows)
+    ]
+
+
+def _publish(
+    loop: Loop,
+    model: Path,
+    *,
+    parent: str | None,
+    dataset: str | None,
+    reward_model: str | None = None,
+    evaluation: dict[str, float] | None = None,
+) -> Release:
+    """Publish the model in a stage's folder, once: a stage that is taken up again finds its release."""
+    registry = loop.registry
+    artifact = registry.artifacts.put("policy", model)
+
+    def publish(_: Path) -> dict[str, Any]:
+        release = Release(
+            id=registry.next_id(artifact),
+            model=loop.config.model,
+            created=dt.datetime.now(dt.UTC),
+            artifact=artifact,
+            canary=canary_of(registry.artifacts.path(artifact)),
+            parent=parent,
+            dataset=dataset,
+            reward_model=reward_model,
+            code_version=loop.code_version,
+            evaluation=evaluation or {},
+        )
+        registry.publish(release)
+        change = pb.ReleaseChange(
+            release_id=release.id, release_digest=artifact, transition=pb.RELEASE_TRANSITION_PUBLISHED
+        )
+        loop.sink.append([Stamper("loop").event(release.model, change)])
+        return {"release": release.id}
+
+    return registry.get(loop.stages.run(f"release-{artifact[:8]}", publish)["release"])
+
+
+def dataset_manifest(registry: ReleaseRegistry, digest: str) -> DatasetManifest:
+    return DatasetManifest.model_validate_json((registry.artifacts.path(digest) / MANIFEST).read_bytes())
+
+
+def ppo_figures(stages: Stages) -> list[dict[str, float]]:
+    """What PPO wrote each iteration."""
+    return read_metrics(stages.path("ppo"))

@@ -1,0 +1,121 @@
+"""A round on a log that is already there, or on public files: what `instructloop loop` runs."""
+
+import datetime as dt
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from contracts.errors import GateRefused
+from contracts.release import ReleaseRegistry
+from feedback.importers import import_file
+from feedback.log import open_log
+from instructloop.config import RoundConfig
+from instructloop.loop import Loop, dataset_manifest, first_release, one_round, ppo_figures
+from instructloop.report import write_report
+from instructloop.stages import Say, Stages
+from instructloop.text import read_documents
+from instructloop.version import code_version
+
+STAGES = "stages"
+
+
+def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
+    """Import, train, judge and release as `config` says; returns the report that it wrote to the run's folder.
+
+    A refused policy is not an error of the run: the report says why, and nothing is released.
+    """
+    version = code_version()
+    identity = {"config": config.model_dump(mode="json"), "code": version}
+    stages = Stages(config.run / STAGES, identity, say)
+    log = open_log(config.log)
+    for wanted in config.imports:
+        found = import_file(wanted.format, Path(wanted.path), log)
+        say(f"import {wanted.format} {wanted.path}: {found.rows} rows, {len(found.malformed)} malformed")
+        for bad in found.malformed[:5]:
+            say(f"  {bad}")
+    loop = Loop(config, log, log, ReleaseRegistry(config.registry), stages, read_documents(config.text), version)
+    before = first_release(loop)
+    try:
+        after, reasons = one_round(loop).id, list[str]()
+    except GateRefused as refused:
+        after, reasons = before.id, refused.reasons
+    report = round_report(loop, before.id, after, reasons)
+    write_report(report, config.run)
+    log.close()
+    say(f"report: {config.run / 'report.html'}")
+    return report
+
+
+def round_report(loop: Loop, before: str, after: str, reasons: list[str]) -> dict[str, Any]:
+    """What happened in a round, from its stages' figures."""
+    stages = loop.stages
+
+    def figures(name: str) -> dict[str, Any]:
+        return stages.run(name, lambda _: {}) if stages.done(name) else {}
+
+    reward, verdict = figures("reward_model"), figures("evaluate")
+    manifest = dataset_manifest(loop.registry, figures("dataset")["digest"])
+    known = verdict["figures"]
+    return {
+        "seed": loop.config.seed,
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "code_version": loop.code_version,
+        "release": {"before": before, "after": after},
+        "gate": {"passed": not reasons, "reasons": reasons},
+        "reward_model": {k: v for k, v in reward.items() if k != "seconds"},
+        "policy": {
+            "kl_to_sft": known["kl"],
+            "lm_loss_before": known.get("lm_loss_before"),
+            "lm_loss_after": known.get("lm_loss_after"),
+            "win_rates": verdict["win_rates"],
+            "reward_win_rate": verdict["win_rates"]["reward_model"]["mean"],
+            "reward_win_rate_ci95": verdict["win_rates"]["reward_model"]["ci95"],
+        },
+        "measures": verdict["measures"],
+        "ppo": [{"iteration": int(row["step"]), **row} for row in ppo_figures(stages)],
+        "dataset": {
+            "rules": [rule.model_dump(mode="json") for rule in manifest.rules],
+            "rows": manifest.rows,
+        },
+        "by_use_case": by_use_case(verdict["answers"]),
+        "samples": samples(verdict["answers"]),
+        "stages": stages.seconds(),
+    }
+
+
+def by_use_case(answers: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean score of each policy by use case, as the gate's judge sees it."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in answers:
+        cases.setdefault(row["use_case"] or "unlabelled", []).append(row)
+    return {
+        name: {
+            "before": _mean([s for row in rows for s in row["before_scores"]]),
+            "after": _mean([s for row in rows for s in row["after_scores"]]),
+            "prompts": len(rows),
+        }
+        for name, rows in sorted(cases.items())
+    }
+
+
+def samples(answers: list[dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
+    """A few prompts, evenly spread over the evaluated ones: not chosen by how well they went."""
+    stride = max(1, len(answers) // count)
+    return [
+        {
+            **{k: row[k] for k in ("use_case", "prompt", "before", "after")},
+            "before_score": row["before_scores"][0],
+            "after_score": row["after_scores"][0],
+        }
+        for row in answers[::stride][:count]
+    ]
+
+
+def machine() -> dict[str, str | int]:
+    return {"processor": platform.machine(), "cores": os.cpu_count() or 1, "python": platform.python_version()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

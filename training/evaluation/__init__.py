@@ -1,0 +1,1 @@
+"""How a policy compares with its parent: win rates, divergence, held-out language modelling."""

@@ -1,0 +1,146 @@
+"""Two policies answer the prompts of held-out people; judges say who wins."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.config import EvaluationConfig
+from training.data import PromptRow, encode_response, length_mask, pad, render
+from training.evaluation.interval import Interval, clustered_mean
+from training.model import RewardModel, load_policy, load_tokenizer, response_logprobs
+from training.reward_model import score_sequences
+from training.rollout import Sampled, Sampler, pack
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy answered: for each prompt a few samples, as tokens and as text."""
+
+    samples: list[list[Sampled]]
+    texts: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same prompts answered by the parent (`before`) and by the new policy (`after`)."""
+
+    rows: list[PromptRow]
+    prompts: list[list[int]]
+    before: Answers
+    after: Answers
+
+
+# From prompts, responses and whether each finished to one score a response; higher is better.
+Judge = Callable[[Sequence[PromptRow], Sequence[str], Sequence[bool]], Sequence[float]]
+
+
+def compare(
+    config: EvaluationConfig,
+    sampler: Sampler,
+    before: Path,
+    after: Path,
+    rows: Sequence[PromptRow],
+    max_tokens: int,
+) -> Comparison:
+    """Sample both policies at temperature 1 on up to `max_prompts` of `rows`, evenly spread over them."""
+    tokenizer = load_tokenizer(after)
+    stride = max(1, -(-len(rows) // config.max_prompts))
+    chosen = list(rows)[::stride]
+    prompts = [render(tokenizer, row) for row in chosen]
+
+    def answers(folder: Path, seed: int) -> Answers:
+        sampler.load(load_policy(folder).state_dict())
+        samples = sampler.sample(prompts, max_tokens, seed, config.samples_per_prompt)
+        texts = [
+            [tokenizer.decode(s.token_ids, skip_special_tokens=True) for s in group]
+            for group in samples
+        ]
+        return Answers(samples, texts)
+
+    return Comparison(
+        chosen, prompts, answers(before, config.seed), answers(after, config.seed + 1)
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's view. `before` and `after` hold a score for each prompt and sample."""
+
+    win_rate: Interval
+    before: list[list[float]]
+    after: list[list[float]]
+
+
+def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
+    """Win rate of `after`: over all pairs of samples of a prompt, a tie counting half; interval by person."""
+    before = _scores(judge, comparison, comparison.before)
+    after = _scores(judge, comparison, comparison.after)
+    rates = [
+        sum((a > b) + 0.5 * (a == b) for a in new for b in old) / (len(new) * len(old))
+        for old, new in zip(before, after, strict=True)
+    ]
+    people = [row.user_id for row in comparison.rows]
+    return Verdict(clustered_mean(rates, people), before, after)
+
+
+def reward_judge(folder: Path) -> Judge:
+    """The reward model in `folder` as a judge. It reads text with its own tokenizer, as it did in training."""
+    model, tokenizer = RewardModel.load(folder).eval(), load_tokenizer(folder)
+
+    def judge(
+        rows: Sequence[PromptRow], texts: Sequence[str], finished: Sequence[bool]
+    ) -> list[float]:
+        sequences = [
+            render(tokenizer, row)
+            + (encode_response(tokenizer, text, done) or [tokenizer.eos_token_id])
+            for row, text, done in zip(rows, texts, finished, strict=True)
+        ]
+        return list(score_sequences(model, sequences).tolist())
+
+    return judge
+
+
+def _scores(judge: Judge, comparison: Comparison, answers: Answers) -> list[list[float]]:
+    rows = [row for row, group in zip(comparison.rows, answers.texts, strict=True) for _ in group]
+    texts = [text for group in answers.texts for text in group]
+    finished = [s.finished for group in answers.samples for s in group]
+    flat = iter(judge(rows, texts, finished))
+    return [[next(flat) for _ in group] for group in answers.texts]
+
+
+@torch.no_grad()
+def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
+    """KL(policy || reference) in nats per response, estimated on what `policy` sampled in `comparison.after`."""
+    model, base = load_policy(policy).eval(), load_policy(reference).eval()
+    prompts = [
+        p
+        for p, group in zip(comparison.prompts, comparison.after.samples, strict=True)
+        for _ in group
+    ]
+    samples = [s for group in comparison.after.samples for s in group]
+    total = 0.0
+    for i in range(0, len(samples), 64):
+        rollout = pack(prompts[i : i + 64], samples[i : i + 64])
+        tokens = rollout.tokens_BT, rollout.prompt_lengths_B, rollout.mask_BR
+        total += float((response_logprobs(model, *tokens) - response_logprobs(base, *tokens)).sum())
+    return total / len(samples)
+
+
+@torch.no_grad()
+def language_model_loss(folder: Path, documents: Sequence[str], max_tokens: int) -> float:
+    """Mean negative log-likelihood per token, in nats, of held-out documents cut at `max_tokens`."""
+    tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
+    encoded = [
+        ids[:max_tokens]
+        for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]
+        if len(ids) > 1
+    ]
+    total, count = 0.0, 0
+    for i in range(0, len(encoded), 32):
+        tokens_BT, lengths_B = pad(encoded[i : i + 32])
+        mask_BR = length_mask(lengths_B - 1)
+        logprobs_BR = response_logprobs(model, tokens_BT, torch.ones_like(lengths_B), mask_BR)
+        total, count = total - float(logprobs_BR.sum()), count + int(mask_BR.sum())
+    return total / count
