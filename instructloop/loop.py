@@ -2,7 +2,8 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from feedback.dataset.build import build_dataset
 from instructloop.config import RoundConfig
 from instructloop.stages import Stages
 from instructloop.text import hold_out
-from training.data import PromptRow, RankedRow, SftRow, read_set
+from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
 from training.evaluation.comparison import (
     Comparison,
     Verdict,
@@ -64,16 +65,29 @@ def first_release(loop: Loop) -> Release:
     if config.base is None:
         raise InvalidInput("base", "a [base] section, or a released model: instructloop serve --model FOLDER", None)
     digest = stages.run("demonstrations", lambda _: {"digest": _dataset(loop)})["digest"]
-    stages.run("base", lambda folder: _train_base(loop, folder))
+    stages.run("base", lambda folder: _train_base(loop, digest, folder))
     stages.run("sft", lambda folder: _train_sft(loop, digest, stages.path("base") / "model", folder))
-    return _publish(loop, stages.path("sft") / "model", parent=None, dataset=digest)
+    return publish(loop, _describe(loop, stages.path("sft") / "model", parent=None, dataset=digest))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that passed the gate, and what it was made of."""
+
+    model: Path
+    parent: Release
+    dataset: str
+    reward_model: Path
+    figures: dict[str, float]
 
 
 def one_round(loop: Loop) -> Release:
-    """From what people said so far to a release that passed the gate. Raises GateRefused.
+    """From what people said so far to a release that passed the gate. Raises GateRefused."""
+    return publish(loop, describe(loop, train_candidate(loop)))
 
-    Every stage that was finished before is taken from the run's folder.
-    """
+
+def train_candidate(loop: Loop) -> Candidate:
+    """The round up to the gate; every stage that was finished before is taken from the run's folder."""
     # 1. Dataset: what may be used of what people said.
     config, stages, parent = loop.config, loop.stages, _parent(loop)
     before = loop.registry.artifacts.path(parent.artifact)
@@ -98,15 +112,32 @@ def one_round(loop: Loop) -> Release:
     if verdict["reasons"]:
         raise GateRefused(verdict["reasons"])
 
-    # 6. Release: servers notice it by themselves.
-    return _publish(
+    return Candidate(after, parent, digest, rewards / "model", verdict["figures"])
+
+
+def describe(loop: Loop, candidate: Candidate) -> Release:
+    """6. Release: the candidate by its digests, not yet public."""
+    return _describe(
         loop,
-        after,
-        parent=parent.id,
-        dataset=digest,
-        reward_model=loop.registry.artifacts.put("reward_model", rewards / "model"),
-        evaluation=verdict["figures"],
+        candidate.model,
+        parent=candidate.parent.id,
+        dataset=candidate.dataset,
+        reward_model=loop.registry.artifacts.put("reward_model", candidate.reward_model),
+        evaluation=candidate.figures,
     )
+
+
+def publish(loop: Loop, described: Release) -> Release:
+    """Make a release current; servers notice by themselves. Once or again, the log says it once."""
+    loop.registry.publish(described)
+    change = pb.ReleaseChange(
+        release_id=described.id,
+        release_digest=described.artifact,
+        transition=pb.RELEASE_TRANSITION_PUBLISHED,
+    )
+    event_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"instructloop:published:{described.id}"))
+    loop.sink.append([Stamper("loop").event(described.model, change, id=event_id)])
+    return described
 
 
 def _parent(loop: Loop) -> Release:
@@ -124,13 +155,14 @@ def _rows(loop: Loop, digest: str, name: Any, split: Any = "train") -> list[Any]
     return read_set(loop.registry.artifacts.path(digest), name, split)
 
 
-def _train_base(loop: Loop, folder: Path) -> dict[str, Any]:
+def _train_base(loop: Loop, digest: str, folder: Path) -> dict[str, Any]:
     assert loop.config.base is not None
     metrics = Metrics(folder)
     texts, _ = hold_out(loop.documents)
-    pretrain(loop.config.base, texts, folder / "model", metrics)
+    sheets = [f"{prompt_text(row)}\n{row.response}" for row in _rows(loop, digest, "sft")]
+    pretrain(loop.config.base, [*texts, *sheets], folder / "model", metrics)
     metrics.close()
-    return {"documents": len(texts), "loss": metrics.rows[-1]["loss"]}
+    return {"documents": len(texts), "demonstrations": len(sheets), "loss": metrics.rows[-1]["loss"]}
 
 
 def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
@@ -226,7 +258,7 @@ def _evaluate(
         "figures": figures,
         "win_rates": {name: {"mean": v.win_rate.mean, "ci95": v.win_rate.ci95} for name, v in verdicts.items()},
         "measures": {name: _measure(plugin.load(), answers) for name, plugin in config.measures.items()},
-        "answers": _table(answers, verdicts[config.gate.judge]),
+        "answers": _table(answers, verdicts),
     }
 
 
@@ -241,22 +273,22 @@ def _measure(measure: Any, answers: Comparison) -> dict[str, Any]:
     }
 
 
-def _table(answers: Comparison, verdict: Verdict) -> list[dict[str, Any]]:
-    """The first answer of each policy to each prompt, and all scores, for the report."""
+def _table(answers: Comparison, verdicts: Mapping[str, Verdict]) -> list[dict[str, Any]]:
+    """The first answer of each policy to each prompt, and every judge's scores of all answers, for the report."""
     return [
         {
             "use_case": row.use_case,
-            "prompt": row.text or row.messages[-1]["content"],
+            "prompt": prompt_text(row),
             "before": answers.before.texts[i][0],
             "after": answers.after.texts[i][0],
-            "before_scores": verdict.before[i],
-            "after_scores": verdict.after[i],
+            "before_scores": {name: v.before[i] for name, v in verdicts.items()},
+            "after_scores": {name: v.after[i] for name, v in verdicts.items()},
         }
         for i, row in enumerate(answers.rows)
     ]
 
 
-def _publish(
+def _describe(
     loop: Loop,
     model: Path,
     *,
@@ -265,12 +297,12 @@ def _publish(
     reward_model: str | None = None,
     evaluation: dict[str, float] | None = None,
 ) -> Release:
-    """Publish the model in a stage's folder, once: a stage that is taken up again finds its release."""
+    """A release of the model in a stage's folder, the same one however often the run is taken up again."""
     registry = loop.registry
     artifact = registry.artifacts.put("policy", model)
 
-    def publish(_: Path) -> dict[str, Any]:
-        release = Release(
+    def work(_: Path) -> dict[str, Any]:
+        described = Release(
             id=registry.next_id(artifact),
             model=loop.config.model,
             created=dt.datetime.now(dt.UTC),
@@ -282,14 +314,9 @@ def _publish(
             code_version=loop.code_version,
             evaluation=evaluation or {},
         )
-        registry.publish(release)
-        change = pb.ReleaseChange(
-            release_id=release.id, release_digest=artifact, transition=pb.RELEASE_TRANSITION_PUBLISHED
-        )
-        loop.sink.append([Stamper("loop").event(release.model, change)])
-        return {"release": release.id}
+        return {"release": described.model_dump(mode="json")}
 
-    return registry.get(loop.stages.run(f"release-{artifact[:8]}", publish)["release"])
+    return Release.model_validate(loop.stages.run(f"release-{artifact[:8]}", work)["release"])
 
 
 def dataset_manifest(registry: ReleaseRegistry, digest: str) -> DatasetManifest:

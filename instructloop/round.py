@@ -47,15 +47,15 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
     return report
 
 
-def round_report(loop: Loop, before: str, after: str, reasons: list[str]) -> dict[str, Any]:
-    """What happened in a round, from its stages' figures."""
+def round_report(
+    loop: Loop, before: str, after: str, reasons: list[str], judge: str | None = None
+) -> dict[str, Any]:
+    """What happened in a round, from its stages' figures; scores of answers are `judge`'s, by default the gate's."""
+    judge = judge or loop.config.gate.judge
     stages = loop.stages
 
-    def figures(name: str) -> dict[str, Any]:
-        return stages.run(name, lambda _: {}) if stages.done(name) else {}
-
-    reward, verdict = figures("reward_model"), figures("evaluate")
-    manifest = dataset_manifest(loop.registry, figures("dataset")["digest"])
+    reward, verdict = stages.result("reward_model"), stages.result("evaluate")
+    manifest = dataset_manifest(loop.registry, stages.result("dataset")["digest"])
     known = verdict["figures"]
     return {
         "seed": loop.config.seed,
@@ -79,35 +79,35 @@ def round_report(loop: Loop, before: str, after: str, reasons: list[str]) -> dic
             "rules": [rule.model_dump(mode="json") for rule in manifest.rules],
             "rows": manifest.rows,
         },
-        "by_use_case": by_use_case(verdict["answers"]),
-        "samples": samples(verdict["answers"]),
+        "by_use_case": by_use_case(verdict["answers"], judge),
+        "samples": samples(verdict["answers"], judge),
         "stages": stages.seconds(),
     }
 
 
-def by_use_case(answers: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean score of each policy by use case, as the gate's judge sees it."""
+def by_use_case(answers: list[dict[str, Any]], judge: str) -> dict[str, dict[str, float]]:
+    """Mean score of each policy by use case, as `judge` sees it."""
     cases: dict[str, list[dict[str, Any]]] = {}
     for row in answers:
         cases.setdefault(row["use_case"] or "unlabelled", []).append(row)
     return {
         name: {
-            "before": _mean([s for row in rows for s in row["before_scores"]]),
-            "after": _mean([s for row in rows for s in row["after_scores"]]),
+            "before": _mean([s for row in rows for s in row["before_scores"][judge]]),
+            "after": _mean([s for row in rows for s in row["after_scores"][judge]]),
             "prompts": len(rows),
         }
         for name, rows in sorted(cases.items())
     }
 
 
-def samples(answers: list[dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
+def samples(answers: list[dict[str, Any]], judge: str, count: int = 12) -> list[dict[str, Any]]:
     """A few prompts, evenly spread over the evaluated ones: not chosen by how well they went."""
     stride = max(1, len(answers) // count)
     return [
         {
             **{k: row[k] for k in ("use_case", "prompt", "before", "after")},
-            "before_score": row["before_scores"][0],
-            "after_score": row["after_scores"][0],
+            "before_score": row["before_scores"][judge][0],
+            "after_score": row["after_scores"][judge][0],
         }
         for row in answers[::stride][:count]
     ]

@@ -39,6 +39,11 @@ class Stages:
         """The folder of a finished stage."""
         return self.folder / name
 
+    def result(self, name: str) -> dict[str, Any]:
+        """The figures of a finished stage."""
+        figures: dict[str, Any] = json.loads((self.folder / name / RESULT).read_text(encoding="utf-8"))
+        return figures
+
     def run(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """`work(folder)` fills a folder and returns its figures (JSON); skipped if the stage is done.
 
@@ -54,7 +59,7 @@ class Stages:
             figures = {**figures, "seconds": round(time.perf_counter() - started, 2)}
             write_text_durably(aside / RESULT, json.dumps(figures, indent=1))
             aside.rename(self.folder / name)
-        result: dict[str, Any] = json.loads((self.folder / name / RESULT).read_text(encoding="utf-8"))
+        result = self.result(name)
         self._say(f"{name}: done in {result['seconds']:.0f} s")
         return result
 
