@@ -67,7 +67,10 @@ def create_app(
     consent: ConsentReader,
     stamper: Stamper = _STAMPER,
 ) -> FastAPI:
-    """Every API route asks `authenticate` itself. Routes are plain functions, so that appends run in threads."""
+    """Every API route asks `authenticate` itself.
+
+    Routes are plain functions, so that appends run in threads, off the event loop.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     intake = Intake(sink, source, consent, stamper)
 

@@ -14,7 +14,8 @@ class ConsentState:
 
     # The notice that is agreed to now; None where nothing is.
     granted: str | None = None
-    # When the person last withdrew, in seconds since 1970. What was given until then stays out for good.
+    # When the person last withdrew, in seconds since 1970.
+    # What was given until then stays out for good.
     withdrawn_at: float | None = None
 
     def allows(self, given_at: float) -> bool:
@@ -46,7 +47,7 @@ def fold(records: Iterable[Record]) -> Mapping[str, ConsentState]:
 
 
 class ConsentLedger:
-    """contracts.access.ConsentReader over a log: each answer counts every consent event written before the question."""
+    """contracts.access.ConsentReader over a log: counts every event written before the question."""
 
     def __init__(self, source: EventSource) -> None:
         self._source = source

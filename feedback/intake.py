@@ -26,7 +26,7 @@ class Judgement:
 
 
 class Intake:
-    """Takes rankings in. Safe to call from several threads; blocks on the log, so not on an event loop."""
+    """Takes rankings in. Safe to call from several threads; blocks, so not on an event loop."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class Intake:
         self._rankings = _Rankings(source)
 
     def rank(self, who: Principal, judgement: Judgement, idempotency_key: str | None) -> str:
-        """The id of the ranking event, which is durable by then; the same key again gives the same id.
+        """The id of the ranking event, durable by then; the same key again gives the same id.
 
-        Raises AccessDenied without consent, NotFound for a completion that is not this person's, InvalidInput.
+        Raises AccessDenied without consent, NotFound for what is not this person's, InvalidInput.
         """
         notice = self._consent.granted_notice(who.user_id)
         if who.production or notice is None:
@@ -68,8 +68,8 @@ class Intake:
         owner, outputs = self._completions.owner_and_outputs(judgement.completion_id)
         if owner != who.user_id:
             raise NotFound(
-                f"no completion {judgement.completion_id!r} of yours was recorded; rank the id of an answer "
-                "that came with x-instructloop-recorded: true"
+                f"no completion {judgement.completion_id!r} of yours was recorded; "
+                "rank the id of an answer that came with x-instructloop-recorded: true"
             )
         check_groups(judgement.groups)
         if (highest := max(max(group) for group in judgement.groups)) >= outputs:
@@ -79,7 +79,7 @@ class Intake:
 
 
 class _Completions:
-    """Completion id to its owner and number of outputs, folded from the log when an id is not known yet."""
+    """Completion id to owner and number of outputs, folded from the log where an id is new."""
 
     def __init__(self, source: EventSource) -> None:
         self._source = source
@@ -136,6 +136,6 @@ def _digest(ranking: pb.Ranking) -> bytes:
 
 
 def _id_of(user_id: str, idempotency_key: str) -> str:
-    """An event id that a repeated request gets again; its time half is 0, since the clock would differ."""
+    """An event id that a repeated request gets again; its time is 0, as the clock would differ."""
     said = json.dumps(["ranking", user_id, idempotency_key])
     return uuid7(0.0, hashlib.sha256(said.encode()).digest())

@@ -1,4 +1,4 @@
-"""Events to examples and manifest: reads the log up to now, applies the rules, stores three Parquet files."""
+"""Events to examples and manifest: the log up to now, through the rules, into Parquet files."""
 
 import tempfile
 from collections import Counter
@@ -28,8 +28,8 @@ from contracts.v1 import events_pb2 as pb
 from feedback.consent import fold
 from feedback.dataset.rules import Row, RuleSettings, Share, apply_rules, rows_per_set
 
-# In the order in which their ends are read: a ranking comes after its completion, and the consents last, so that
-# no withdrawal made before the build is missed.
+# In the order in which their ends are read: a ranking comes after its completion, and the
+# consents last, so that no withdrawal made before the build is missed.
 _READ = ("rankings", "completions", "demonstrations", "consents")
 
 _SOURCE_NAME = {
@@ -38,7 +38,7 @@ _SOURCE_NAME = {
     pb.SOURCE_LABELER: "labeler",
     pb.SOURCE_IMPORT: "import",
 }
-# Prompts for PPO are what people asked; a labeler's own prompts are for SFT and RM (InstructGPT, table 6).
+# Prompts for PPO are what people asked; a labeler's own are for SFT and RM (InstructGPT, table 6).
 _PPO_SOURCES = ("playground", "api", "import")
 
 _TYPES = {
@@ -86,7 +86,7 @@ def build_dataset(
 
 
 def _rows(source: EventSource, ends: Ends) -> tuple[list[Row], RuleCount]:
-    """Every event as rows; and how many rankings named a completion and outputs that the log holds."""
+    """Every event as rows; and how many rankings name a completion and outputs that exist."""
     completions: dict[str, pb.Event] = {}
     for record in _follow(source, "completions", ends):
         completions.setdefault(record.event.completion.completion_id, record.event)
@@ -140,7 +140,7 @@ def _sft_row(record: Record) -> Row:
 
 
 def _rm_row(record: Record, completions: Mapping[str, pb.Event]) -> Iterator[Row]:
-    """The ranked outputs in the order of the completion; nothing where one of them does not exist."""
+    """The ranked outputs in the completion's order; nothing where one of them does not exist."""
     event, body = record.event, record.event.ranking
     completed = completions.get(body.completion_id)
     ranks = ranks_of(body)

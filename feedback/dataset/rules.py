@@ -1,4 +1,4 @@
-"""Which events count: pure rules over rows, each with a version, and what every rule let through."""
+"""Which events count: pure rules over rows, each with a version and what it let through."""
 
 import hashlib
 from collections import defaultdict
@@ -14,19 +14,24 @@ LICENCE = "licence:"
 
 
 class RuleSettings(BaseModel):
-    """Everything that the rules may be told. Lengths are in characters: feedback has no tokenizer, so the trainer
-    drops once more, by tokens."""
+    """Everything that the rules may be told.
+
+    Lengths are in characters: feedback has no tokenizer, so the trainer drops again, by tokens.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # InstructGPT, appendix C: prompts over 1k tokens are dropped, answers are at most 1k; 4 characters a token.
+    # InstructGPT, appendix C: prompts over 1k tokens are dropped, answers are at most 1k;
+    # 4 characters a token.
     max_prompt_chars: int = Field(default=4000, ge=1)
     max_response_chars: int = Field(default=4000, ge=1)
-    # InstructGPT, section 3.2: prompts with "a long common prefix" are dropped, without a number; ours: two sentences.
+    # InstructGPT, section 3.2, drops prompts with "a long common prefix" without a number;
+    # ours: two sentences.
     common_prefix_chars: int = Field(default=200, ge=1)
     # InstructGPT, section 3.2.
     prompts_per_user: int = Field(default=200, ge=1)
-    # InstructGPT splits by user id, section 3.2, without a ratio; ours: the usual 80 / 10 / 10, test is the rest.
+    # InstructGPT, section 3.2, splits by user id without a ratio; ours: the usual 80 / 10 / 10,
+    # where test is the rest.
     train_fraction: float = Field(default=0.8, ge=0, le=1)
     validation_fraction: float = Field(default=0.1, ge=0, le=1)
 
@@ -105,7 +110,7 @@ class Rule:
 def apply_rules(
     rows: Iterable[Row], settings: RuleSettings, consents: Consents
 ) -> tuple[list[Row], list[RuleCount]]:
-    """Every rule in order, over rows in the order of their ids, so that the result does not depend on theirs."""
+    """Every rule in order, over rows sorted by id, so that their own order does not matter."""
     kept, counts = sorted(rows, key=lambda row: (row.id, row.set)), []
     for rule in RULES:
         before = rows_per_set(kept)
@@ -131,7 +136,7 @@ def rows_per_set(rows: Iterable[Row]) -> dict[SetName, int]:
 
 
 def consented(rows: Sequence[Row], _settings: RuleSettings, consents: Consents) -> Kept:
-    """Everyone in the row agrees, and took nothing back; an import is admitted by the licence of its data."""
+    """Everyone in the row agrees and took nothing back; an import is admitted by its licence."""
 
     def admitted(share: Share) -> bool:
         state = consents.get(share.user_id, UNKNOWN)
@@ -145,7 +150,7 @@ def consented(rows: Sequence[Row], _settings: RuleSettings, consents: Consents) 
 
 
 def short_enough(rows: Sequence[Row], settings: RuleSettings, _consents: Consents) -> Kept:
-    """Prompt and answers within the settings; a ranking with one answer too long goes as a whole."""
+    """Prompt and answers are short enough; a ranking with one answer too long goes as a whole."""
     prompt_fits = [row for row in rows if len(row.words) <= settings.max_prompt_chars]
     kept = [
         row
@@ -159,7 +164,7 @@ def short_enough(rows: Sequence[Row], settings: RuleSettings, _consents: Consent
 
 
 def said_once(rows: Sequence[Row], _settings: RuleSettings, _consents: Consents) -> Kept:
-    """A prompt once in PPO, a prompt with its answer once in SFT, a rater's last ranking of a completion in RM."""
+    """Once: a prompt in PPO, a prompt with its answer in SFT, a rater's last ranking in RM."""
     chosen: dict[object, Row] = {}
     for row in rows:
         key = _identity(row)
@@ -176,9 +181,9 @@ def _identity(row: Row) -> object:
 
 
 def prefix_once(rows: Sequence[Row], settings: RuleSettings, _consents: Consents) -> Kept:
-    """Of the prompts of a set that begin with the same characters, only the first; its other rows stay.
+    """Of a set's prompts that begin with the same characters, only the first; all its rows stay.
 
-    Sharing a prefix of n characters is being equal in the first n, so a look-up finds every cluster.
+    Sharing a prefix of n characters is being equal in the first n: a look-up finds a cluster.
     """
     first: dict[tuple[SetName, str], str] = {}
     clusters: dict[tuple[SetName, str], set[str]] = defaultdict(set)
@@ -214,8 +219,8 @@ def capped_per_user(rows: Sequence[Row], settings: RuleSettings, _consents: Cons
 def split_by_user(rows: Sequence[Row], settings: RuleSettings, _consents: Consents) -> Kept:
     """Each row to its person's split: the rater's for RM, the owner's else.
 
-    A ranking of another person's prompt is dropped where the two are in different splits; imported prompts have no
-    person behind them.
+    A ranking of another person's prompt is dropped where the two are in different splits;
+    imported prompts have no person behind them.
     """
     kept = []
     apart = 0

@@ -42,8 +42,8 @@ def import_file(
 ) -> ImportReport:
     """Import every good row of `path`; a second time adds nothing.
 
-    `licence` is the SPDX id of the data, or "unclear"; the published one by default. Raises InvalidInput for an
-    unknown format and for a file that is not of that format at all.
+    `licence` is the SPDX id of the data, or "unclear"; the published one by default. Raises
+    InvalidInput for an unknown format and for a file that is not of that format at all.
     """
     if format not in FORMATS:
         raise InvalidInput("format", "one of " + ", ".join(FORMATS), format)
@@ -85,8 +85,11 @@ def _read(
 
 
 def _event(said: Said, place: str, notice: str, stamper: Stamper) -> pb.Event:
-    """An event with the same id at every import: a completion's is its own, as several rows may hold it; else the
-    row's content and how often that came before."""
+    """An event with the same id at every import.
+
+    A completion's comes from its own id, as several rows may hold it; any other from the row's
+    content and how often that came before.
+    """
     body = said.body
     if isinstance(body, pb.Completion):
         place = body.completion_id

@@ -4,7 +4,7 @@ from contracts.v1 import events_pb2 as pb
 from feedback.importers.files import csv_rows
 from feedback.importers.row import Format, Raw, Said, author_of, chat, text_of
 
-# Inputs of RankME are inputs of E2E: one id for an input in both, so that the split keeps them together.
+# Inputs of RankME are inputs of E2E: one id in both, so that the split keeps them together.
 AUTHORS = "e2e"
 USE_CASE = {"use_case": "generation"}
 

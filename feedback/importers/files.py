@@ -16,7 +16,7 @@ from feedback.importers.row import BadRow, Raw
 
 @contextmanager
 def _text(path: Path) -> Iterator[IO[str]]:
-    """The file's text. Bytes that are not UTF-8 come as surrogates, so that only their row is bad."""
+    """The file's text; bytes that are not UTF-8 are surrogates, so that only their row is bad."""
     try:
         with path.open("rb") as file:
             content = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file

@@ -1,4 +1,4 @@
-"""HH-RLHF: JSON lines of two dialogues that differ in their last answer; a person preferred `chosen`."""
+"""HH-RLHF: JSON lines of two dialogues that differ in the last answer; `chosen` is the better."""
 
 import re
 

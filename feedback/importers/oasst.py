@@ -1,4 +1,4 @@
-"""OpenAssistant: JSON lines of message trees; answers to one message carry the rank that volunteers gave them."""
+"""OpenAssistant: JSON lines of message trees, in which volunteers ranked the answers."""
 
 from collections.abc import Iterator
 from typing import Any

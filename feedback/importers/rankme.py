@@ -1,4 +1,4 @@
-"""RankME (quality, naturalness): CSV in which a worker scores five outputs for one E2E input side by side."""
+"""RankME (quality, naturalness): CSV in which a worker scores five outputs for one E2E input."""
 
 import datetime as dt
 import math
@@ -19,9 +19,8 @@ from feedback.importers.row import (
 )
 
 _K = 5
-_COLUMNS = ("mr", "_worker_id", "_trust", "_started_at", "_created_at") + tuple(
-    f"ref{i + 1}" for i in range(_K)
-)
+_OUTPUTS = tuple(f"ref{i + 1}" for i in range(_K))
+_COLUMNS = ("mr", "_worker_id", "_trust", "_started_at", "_created_at", *_OUTPUTS)
 # What was scored, to the head of its columns.
 _SCORES = {"quality": "quality", "naturalness": "natur"}
 INSTRUCTIONS = "rankme"
@@ -34,7 +33,7 @@ def _says(raw: Raw) -> list[Said]:
     if criterion is None:
         raise InvalidInput("columns", "quality1..5 or natur1..5", "neither")
     prompt = e2e.prompt_of(raw)
-    texts = [text_of(row[f"ref{i + 1}"], f"ref{i + 1}") for i in range(_K)]
+    texts = [text_of(row[name], name) for name in _OUTPUTS]
     scores = {i: _score(row, f"{_SCORES[criterion]}{i + 1}") for i in _first_of_each(texts)}
     if len(scores) < 2:
         raise InvalidInput("ref1..5", "two outputs that differ", "five times the same")
@@ -62,7 +61,7 @@ def _says(raw: Raw) -> list[Said]:
 
 
 def _first_of_each(texts: list[str]) -> list[int]:
-    """The first of those that differ in no letter or digit: two such (dupl_ref1..5) cannot be ordered."""
+    """The first of those equal in letters and digits (dupl_ref1..5): they cannot be ordered."""
     first: dict[str, int] = {}
     for i, text in enumerate(texts):
         first.setdefault("".join(c for c in text.casefold() if c.isalnum()), i)
@@ -90,7 +89,7 @@ def _time(row: dict[str, str], column: str) -> float:
 
 
 def _about(row: dict[str, str], criterion: str) -> dict[str, str]:
-    """The worker's trust, and what each output adds to its input or leaves out: ok, added, missing, added missing."""
+    """The worker's trust, and whether each output is ok, or has facts added or missing, or both."""
     checks = {f"check{i + 1}": " ".join(row.get(f"check{i + 1}", "").split()) for i in range(_K)}
     about = {"criterion": criterion, "trust": row["_trust"]} | checks
     return {key: value for key, value in about.items() if value}

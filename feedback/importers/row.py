@@ -36,7 +36,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Said:
-    """One body that a row holds, and whose it is. Source and notice are filled in by the importer."""
+    """One body that a row holds, and whose it is; the importer fills in source and notice."""
 
     user_id: str
     body: pb.Completion | pb.Ranking | pb.Demonstration

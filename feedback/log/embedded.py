@@ -1,6 +1,7 @@
 """The log of one machine: one SQLite file, shared by several processes and threads.
 
-A commit is in the write-ahead log and on disk before `append` returns (WAL with synchronous=FULL). One partition a topic.
+A commit is in the write-ahead log and on disk before `append` returns (WAL, synchronous=FULL).
+One partition a topic.
 """
 
 import fcntl
@@ -19,6 +20,8 @@ from contracts.v1 import events_pb2 as pb
 # How long a writer waits for another process's transaction; one lasts milliseconds.
 _BUSY_SECONDS = 30.0
 
+# Events keep their rowid: a WITHOUT ROWID table moves every row above a quarter page to a page of
+# its own, which makes a log of 1.3 KB events 3.5 times as large and half as fast.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     topic TEXT NOT NULL,
@@ -28,7 +31,7 @@ CREATE TABLE IF NOT EXISTS events (
     event BLOB NOT NULL,
     PRIMARY KEY (topic, partition, offset),
     UNIQUE (topic, id)
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS committed (
     consumers TEXT NOT NULL,
     topic TEXT NOT NULL,
@@ -51,7 +54,7 @@ _COMMITTED = "SELECT offset FROM committed WHERE consumers = ? AND topic = ? AND
 
 
 class EmbeddedLog:
-    """contracts.log.Log in the file `path`. One connection writes and one reads, so readers never wait for a writer."""
+    """contracts.log.Log in a file. One connection writes, one reads, so that no reader waits."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ def test_an_imported_completion_needs_no_release() -> None:
 def test_an_unknown_role_is_refused() -> None:
     body = demonstration()
     body.prompt.CopyFrom(pb.Prompt(messages=[pb.Message(role="tool", content="x")]))
-    with pytest.raises(InvalidEvent, match="messages\\[0\\].role"):
+    with pytest.raises(InvalidEvent, match=r"messages\[0\].role"):
         STAMPER.event("ann", body)
 
 

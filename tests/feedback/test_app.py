@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from contracts.access import Principal
@@ -207,6 +208,7 @@ def test_what_is_no_judgement_at_all_is_400(client: TestClient, log: Log, body: 
     response = client.post("/v1/feedback/rankings", headers=headers, content=body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+    assert rankings(log) == []
 
 
 @pytest.mark.usefixtures("opted_in")
@@ -287,6 +289,17 @@ def test_there_is_nothing_else(client: TestClient, method: str, path: str, statu
     response = client.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_it_works_below_another_app_on_the_same_port(client: TestClient) -> None:
+    outer = FastAPI()
+    outer.get("/v1/models")(lambda: {"object": "list"})
+    outer.mount("/", client.app)
+    both = TestClient(outer)
+    assert both.get("/v1/models").json() == {"object": "list"}
+    assert both.get("/v1/consent", headers=ANN).json()["user_id"] == "ann"
+    assert both.get("/v1/consent").json()["error"]["code"] == "invalid_api_key"
+    assert both.get("/").headers["content-type"].startswith("text/html")
 
 
 def test_a_log_that_fails_is_a_500_that_tells_nothing(client: TestClient, log: Log) -> None:

@@ -42,8 +42,12 @@ def test_a_withdrawal_by_another_process_counts(log: Log, tmp_path: Path) -> Non
 
 def test_fold_keeps_the_time_of_the_last_withdrawal(log: Log) -> None:
     log.append(
-        [consent("ann", at=1), consent("ann", granted=False, at=5), consent("ann", at=9)]
-        + [consent("bob", granted=False, at=7)]
+        [
+            consent("ann", at=1),
+            consent("ann", granted=False, at=5),
+            consent("ann", at=9),
+            consent("bob", granted=False, at=7),
+        ]
     )
     assert fold(follow(log, "consents", {})) == {
         "ann": ConsentState(granted="1", withdrawn_at=5.0),

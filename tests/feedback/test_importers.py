@@ -374,7 +374,7 @@ DATA = os.environ.get("INSTRUCTLOOP_DATA", "")
         "demonstrations",
     ),
     [
-        # Rows, distinct sets of outputs and ranked sets as the data's README and a count with csv and jq give them.
+        # As the data's README says, and a plain count of distinct outputs and ranked siblings.
         ("e2e", "demonstrations/e2e_devset.csv.gz", 4672, 0, 0, 0, 4672),
         ("rankme", "rankings/e2e_rankme_quality.csv.gz", 2020, 0, 960, 2020, 0),
         ("rankme", "rankings/e2e_rankme_naturalness.csv.gz", 2880, 0, 960, 2880, 0),

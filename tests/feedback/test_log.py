@@ -1,4 +1,4 @@
-"""What every log must do, whatever is behind it; then what the embedded one promises about processes."""
+"""What every log must do, whatever is behind it; then what the embedded one adds."""
 
 import os
 import signal
