@@ -156,8 +156,13 @@ def test_the_report_is_written_as_json_and_as_a_page(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 
-def test_headline_figures_are_readable() -> None:
-    text = Outline(page(sample())).text
+@pytest.fixture(scope="module")
+def html() -> str:
+    return page(sample())
+
+
+def test_headline_figures_are_readable(html: str) -> None:
+    text = Outline(html).text
     for figure in (
         "71.3%",
         "95 %: 67.1% to 75.2%",
@@ -192,8 +197,7 @@ def test_no_text_of_the_report_becomes_markup() -> None:
     assert outline.text.count(EVIL) >= 8
 
 
-def test_the_page_asks_nothing_of_the_network() -> None:
-    html = page(sample())
+def test_the_page_asks_nothing_of_the_network(html: str) -> None:
     outline = Outline(html)
     assert outline.tags.count("svg") == 6
     assert all(link.startswith("#") for link in outline.links)
@@ -202,8 +206,8 @@ def test_the_page_asks_nothing_of_the_network() -> None:
         ET.fromstring("<svg " + svg.split("</svg>")[0] + "</svg>")
 
 
-def test_the_same_round_gives_the_same_bytes() -> None:
-    assert page(sample()) == page(sample())
+def test_the_same_round_gives_the_same_bytes(html: str) -> None:
+    assert page(sample()) == html
 
 
 def test_a_refused_or_faulty_round_does_not_look_good() -> None:
@@ -221,8 +225,8 @@ def test_a_refused_or_faulty_round_does_not_look_good() -> None:
 # Those that other sections read as well.
 @pytest.mark.parametrize("missing", ["release", "gate", "policy", "reward_model", "stages"])
 def test_a_missing_section_is_left_out(missing: str) -> None:
-    report = sample()
-    del report[missing]
+    drawn_from_one = {"ppo", "by_use_case", "swap"}
+    report = {k: v for k, v in sample().items() if k != missing and k not in drawn_from_one}
     assert Outline(page(report)).open == []
 
 
@@ -230,3 +234,20 @@ def test_a_round_that_stopped_early_still_has_a_page() -> None:
     outline = Outline(page({"seed": 1, "stages": {"base_model": {"seconds": 3.0}}}))
     assert "3.0 s" in outline.text
     assert outline.tags.count("svg") == 0
+
+
+def test_figures_that_could_not_be_worked_out_are_left_out(tmp_path: Path) -> None:
+    nan = float("nan")
+    report = sample(
+        policy={"gold_win_rate": nan, "gold_win_rate_ci95": [nan, nan], "kl_to_sft": nan},
+        by_use_case={"rewrite": {"before": nan, "after": 0.5, "prompts": 0}},
+        swap={"latencies": [{"at": 1.0, "seconds": None, "release": None}], "pause_ms": None},
+    )
+    report["reward_model"] = {
+        "accuracy": nan,
+        "calibration": [{"gap": 0.1, "predicted": 0.5, "observed": nan, "pairs": 0}],
+    }
+    write_report(report, tmp_path)
+    outline = Outline((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert outline.tags.count("svg") == 2  # learning and its health
+    assert "nan" not in outline.text.lower()
