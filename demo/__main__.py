@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from contracts.errors import InstructloopError
 
@@ -26,34 +27,37 @@ def main() -> int:
         print(f"demo: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("demo: stopped; the same command goes on after the last finished stage", file=sys.stderr)
+        print(
+            "demo: stopped; the same command goes on after the last finished stage", file=sys.stderr
+        )
         return 130
     say(summary(report, asked))
     return 0
 
 
-def summary(report, asked) -> str:  # type: ignore[no-untyped-def]
+def summary(report: dict[str, Any], asked: argparse.Namespace) -> str:
     policy, reward, swap = report["policy"], report["reward_model"], report.get("swap", {})
+    gate, names = report["gate"], report["release"]
     home = asked.folder / f"seed-{asked.seed}"
-    verdict = "released" if report["gate"]["passed"] else "refused: " + "; ".join(report["gate"]["reasons"])
-    return "\n".join(
-        [
-            f"{verdict}: {report['release']['before']} -> {report['release']['after']}",
-            f"  gold win rate {policy['gold_win_rate']:.3f} {_ci(policy['gold_win_rate_ci95'])}, "
-            f"KL to SFT {policy['kl_to_sft']:.2f} nats",
-            f"  reward model {reward['accuracy']:.3f} {_ci(reward['ci95'])} of at most {reward['ceiling']:.3f}",
-            f"  swap: pause {swap.get('pause_ms', 0):.0f} ms, {swap.get('requests_during', 0)} requests, "
-            f"{swap.get('failed', 0)} failed, {swap.get('unstamped', 0)} unstamped",
-            f"  leaked events: {report['consent']['leaked_events']}",
-            f"report: {asked.folder / 'report.html'}",
-            "serve on, with the Playground at the address that it prints:",
-            f"  .venv/bin/instructloop serve --log sqlite:///{home / 'log.db'} --registry {home / 'registry'} "
-            f"--keys {home / 'playground-keys.db'}",
-        ]
+    serve = (
+        f".venv/bin/instructloop serve --log sqlite:///{home / 'log.db'}"
+        f" --registry {home / 'registry'} --keys {home / 'playground.db'}"
     )
+    return f"""\
+{"released" if gate["passed"] else "refused: " + "; ".join(gate["reasons"])}: \
+{names["before"]} -> {names["after"]}
+  gold win rate  {policy["gold_win_rate"]:.3f} {_ci(policy["gold_win_rate_ci95"])}, \
+KL to SFT {policy["kl_to_sft"]:.2f} nats a response
+  reward model   {reward["accuracy"]:.3f} {_ci(reward["ci95"])}, ceiling {reward["ceiling"]:.3f}
+  swap           pause {swap.get("pause_ms", 0):.0f} ms, {swap.get("requests_during", 0)} requests, \
+{swap.get("failed", 0)} failed, {swap.get("unstamped", 0)} unstamped
+  leaked events  {report["consent"]["leaked_events"]}
+report: {asked.folder / "report.html"}
+serve on, with the Playground at the address that this prints:
+  {serve}"""
 
 
-def _ci(interval) -> str:  # type: ignore[no-untyped-def]
+def _ci(interval: list[float]) -> str:
     return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 

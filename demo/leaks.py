@@ -14,7 +14,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Leaks:
-    """`leaked_events` counts events, files and dataset rows that hold what they must not; 0 is the only good answer."""
+    """`leaked_events` counts events, files and dataset rows that hold what they must not."""
 
     leaked_events: int
     markers_searched: int
@@ -23,20 +23,29 @@ class Leaks:
 
 
 def search(folder: Path, source: EventSource, people: Sequence[Person]) -> Leaks:
-    """Search log, files below `folder` and datasets for the people who did not agree, or took it back.
+    """Search log, files below `folder` and datasets for the people who did not agree, or took it
+    back.
 
-    Who never agreed must be nowhere; who withdrew stays in the log as before the withdrawal, but in no dataset.
+    Who never agreed must be nowhere; who withdrew stays in the log as before the withdrawal, but in
+    no dataset.
     """
     never = [p for p in people if p.production or not p.opted_in]
     withdrawn = [p for p in people if p.withdraws]
-    found = [f"{topic}: event of {user}" for topic, user in _events_of(source, {p.user_id for p in never})]
+    found = [
+        f"{topic}: event of {user}"
+        for topic, user in _events_of(source, {p.user_id for p in never})
+    ]
     searched = 0
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         searched += file.stat().st_size
-        found += [f"{file}: marker of {p.user_id}" for p in never if _holds(file, p.marker.encode())]
+        found += [
+            f"{file}: marker of {p.user_id}" for p in never if _holds(file, p.marker.encode())
+        ]
         if file.suffix == ".parquet":
             text = _decoded(file)
-            found += [f"{file}: row of {p.user_id}" for p in [*never, *withdrawn] if p.marker in text]
+            found += [
+                f"{file}: row of {p.user_id}" for p in [*never, *withdrawn] if p.marker in text
+            ]
     return Leaks(len(found), len(never) + len(withdrawn), searched, tuple(found))
 
 

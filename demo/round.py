@@ -1,4 +1,4 @@
-"""The one-command round: a model from scratch, people over HTTP, one round of the loop, a swap under traffic, a report."""
+"""The one-command round: a model from scratch, people over HTTP, the loop, a swap, a report."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ from contracts.release import Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from demo import leaks
 from demo.gold import gold_score
-from demo.people import Exchange, Person, Record, everyone_takes_part, keep_asking, population
+from demo.people import Exchange, Person, everyone_takes_part, keep_asking, population
 from demo.raters import ceiling
 from demo.server import running
 from demo.tasks import base_text, demonstration, make_task
@@ -29,7 +29,7 @@ from feedback.log import open_log
 from instructloop.config import RoundConfig, load_config
 from instructloop.loop import Loop, describe, first_release, publish, train_candidate
 from instructloop.report import write_report
-from instructloop.round import STAGES, machine, round_report
+from instructloop.round import STAGES, round_report
 from instructloop.stages import Say, Stages
 from instructloop.version import code_version
 from serving.access import KeyStore
@@ -91,14 +91,13 @@ def run_demo(seed: int, folder: Path, say: Say) -> dict[str, Any]:
 
     # 1-2. Demonstrations, base model and SFT policy: what the loop starts from.
     documents = list(base_text(random.Random(f"text:{seed}"), DOCUMENTS))
-    if not demo.stages.done("people"):
-        log = _fresh_log(demo)
-    else:
-        log = open_log(demo.config.log)
+    log = open_log(demo.config.log) if demo.stages.done("people") else _fresh_log(demo)
     loop = Loop(demo.config, log, log, demo.registry, demo.stages, documents, code_version())
     before = first_release(loop)
     if demo.registry.current_id() != before.id and not demo.stages.done("swap"):
-        demo.registry.publish(before)  # stopped between release and swap: the swap is still to be seen
+        demo.registry.publish(
+            before
+        )  # stopped between release and swap: the swap is still to be seen
 
     # 3-5. Serve it; people ask and rank over HTTP.
     demo.say("server: starting vLLM ...")
@@ -149,12 +148,15 @@ def prepare(seed: int, folder: Path, say: Say) -> Demo:
 def gold_judge() -> Callable[[Sequence[PromptRow], Sequence[str], Sequence[bool]], list[float]]:
     """The raters' true taste as a judge of the loop's evaluation; the loop never trains on it."""
     return lambda rows, texts, finished: [
-        gold_score(prompt_text(row), text, done) for row, text, done in zip(rows, texts, finished, strict=True)
+        gold_score(prompt_text(row), text, done)
+        for row, text, done in zip(rows, texts, finished, strict=True)
     ]
 
 
 def _fresh_log(demo: Demo) -> Log:
-    """A log that holds the demonstrations only: what half a crowd said before an interruption is not counted."""
+    """A log that holds the demonstrations only: what half a crowd said before an interruption is
+    not counted.
+    """
     for leftover in [*demo.home.glob("log.db*"), *demo.home.glob("keys.db*")]:
         leftover.unlink()
     log = open_log(demo.config.log)
@@ -163,12 +165,16 @@ def _fresh_log(demo: Demo) -> Log:
 
 
 def demonstration_events(seed: int) -> Iterator[pb.Event]:
-    """What labelers wrote: instructions with answers, imperfect on purpose. The same events for the same seed."""
+    """What labelers wrote: instructions with answers, imperfect on purpose. The same events for the
+    same seed.
+    """
     stamper = Stamper("demo")
     rng = random.Random(f"demonstrations:{seed}")
 
     def event(user: str, body: Any) -> pb.Event:
-        return stamper.event(user, body, id=str(uuid.UUID(int=rng.getrandbits(128), version=4)), at=0.0)
+        return stamper.event(
+            user, body, id=str(uuid.UUID(int=rng.getrandbits(128), version=4)), at=0.0
+        )
 
     labelers = [f"labeler-{i:02d}" for i in range(50)]
     agreed = {"notice_version": notice.CURRENT.version}
@@ -198,7 +204,9 @@ def _people(people: Sequence[Person], url: str) -> dict[str, Any]:
         "refusals": [refusal for r in records for refusal in r.refusals],
         "unstamped": sum(e.unstamped for e in exchanges),
         "judgements": [
-            {"user": r.person.user_id, "scores": j.scores, "groups": j.groups} for r in records for j in r.judgements
+            {"user": r.person.user_id, "scores": j.scores, "groups": j.groups}
+            for r in records
+            for j in r.judgements
         ],
     }
 
@@ -229,7 +237,8 @@ def _swap(loop: Loop, people: Sequence[Person], url: str, after: Release) -> dic
         "unstamped": sum(e.unstamped for e in exchanges),
         "releases_seen": sorted({e.release for e in exchanges if e.release}),
         "latencies": [
-            {"at": e.started - at, "seconds": e.seconds, "release": e.release} for e in sorted(exchanges, key=lambda e: e.started)
+            {"at": e.started - at, "seconds": e.seconds, "release": e.release}
+            for e in sorted(exchanges, key=lambda e: e.started)
         ],
     }
 
@@ -240,7 +249,9 @@ async def _serves(url: str, key: str, release_id: str) -> None:
         answer = await asyncio.to_thread(_changes, url, key)
         if answer["serving"] == release_id:
             return
-        refused = [c for c in answer["data"] if c["release"] == release_id and c["outcome"] == "refused"]
+        refused = [
+            c for c in answer["data"] if c["release"] == release_id and c["outcome"] == "refused"
+        ]
         if refused:
             raise InstructloopError(f"the server refused {release_id}: {refused[-1]['reason']}")
         await asyncio.sleep(0.1)
@@ -254,7 +265,9 @@ def _changes(url: str, key: str) -> dict[str, Any]:
     return body
 
 
-def _report(demo: Demo, loop: Loop, before: Release, after: Release, reasons: list[str]) -> dict[str, Any]:
+def _report(
+    demo: Demo, loop: Loop, before: Release, after: Release, reasons: list[str]
+) -> dict[str, Any]:
     stages = demo.stages
     report = round_report(loop, before.id, after.id, reasons, judge="gold")
     gold = report["policy"]["win_rates"]["gold"]
@@ -267,6 +280,8 @@ def _report(demo: Demo, loop: Loop, before: Release, after: Release, reasons: li
     report["people"] = {k: v for k, v in people.items() if k != "judgements"}
     if stages.done("swap"):
         report["swap"] = stages.result("swap")
-    report["consent"] = asdict(leaks.search(demo.home, loop.source, demo.people(issue=lambda *_: "")))
+    report["consent"] = asdict(
+        leaks.search(demo.home, loop.source, demo.people(issue=lambda *_: ""))
+    )
     report["stages"] = stages.seconds()
     return report

@@ -28,16 +28,23 @@ def free_port() -> int:
 
 @contextmanager
 def running(arguments: list[str], output: Path) -> Iterator[str]:
-    """Start the service with `arguments`, wait until it is ready, yield its root URL, stop it gracefully.
+    """Start the service with `arguments`, wait until it is ready, yield its root URL, stop it
+    gracefully.
 
-    What it prints goes to `output`. Raises InstructloopError with the end of it when the service does not start.
+    What it prints goes to `output`. Raises InstructloopError with the end of it when the service
+    does not start.
     """
     port = free_port()
     command = [sys.executable, "-m", "instructloop.cli", "serve", "--port", str(port), *arguments]
     with output.open("ab") as sink:
         # A group of its own: Ctrl-C is for this process, which then stops the service in order.
         child = subprocess.Popen(
-            command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+            command,
+            stdout=sink,
+            stderr=sink,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread runs yet
         )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -67,4 +74,6 @@ def _wait(child: subprocess.Popen[bytes], url: str, output: Path) -> None:
             pass  # not listening yet
         time.sleep(0.25)
     tail = output.read_text(encoding="utf-8", errors="replace")[-2000:]
-    raise InstructloopError(f"the service did not become ready; see {output}, which ends with:\n{tail}")
+    raise InstructloopError(
+        f"the service did not become ready; see {output}, which ends with:\n{tail}"
+    )

@@ -50,7 +50,10 @@ def serve(
     if model is not None:
         bring_model(releases, model, name, code_version())
     if releases.current_id() is None:
-        typer.echo("nothing is released yet; waiting for the first release (or give --model FOLDER)", err=True)
+        typer.echo(
+            "nothing is released yet; waiting for the first release (or give --model FOLDER)",
+            err=True,
+        )
     if not keys.exists():
         typer.echo(f"Playground: http://{host}:{port}/#key={key_for_newcomer(place)}")
     run(place, Settings(), host, port)
@@ -109,7 +112,9 @@ def withdraw_consent(user: Annotated[str, typer.Option()], log: Log = LOG) -> No
 
 @app.command("import")
 def import_(
-    format: Annotated[str, typer.Argument(help="e2e, rankme, hh, oasst or alpaca")], path: Path, log: Log = LOG
+    format: Annotated[str, typer.Argument(help="e2e, rankme, hh, oasst or alpaca")],
+    path: Path,
+    log: Log = LOG,
 ) -> None:
     """Read a public file of demonstrations or rankings into the log."""
     from feedback.importers import import_file
@@ -118,7 +123,9 @@ def import_(
     report = import_file(format, path, open_log(log))
     for bad in report.malformed:
         typer.echo(str(bad), err=True)
-    typer.echo(f"{report.rows} rows imported as {report.events} events, {len(report.malformed)} malformed")
+    typer.echo(
+        f"{report.rows} rows imported as {report.events} events, {len(report.malformed)} malformed"
+    )
 
 
 @dataset.command("build")
@@ -130,7 +137,11 @@ def build(log: Log = LOG, registry: Registry = REGISTRY) -> None:
     from feedback.log import open_log
     from instructloop.version import code_version
 
-    typer.echo(build_dataset(open_log(log), ReleaseRegistry(registry).artifacts, RuleSettings(), code_version()))
+    typer.echo(
+        build_dataset(
+            open_log(log), ReleaseRegistry(registry).artifacts, RuleSettings(), code_version()
+        )
+    )
 
 
 @dataset.command("show")

@@ -24,14 +24,16 @@ class Section(BaseModel):
 
 
 class Import(Section):
-    """A public file that enters the log before the round; what is there already is not added again."""
+    """A public file that enters the log before the round; a second time adds nothing."""
 
     format: str
     path: str
 
 
 class Plugin(Section):
-    """Code that judges or measures answers: `function` is "module:name", called with `settings`, returns a callable."""
+    """Code that judges or measures answers: `function` is "module:name", called with `settings`,
+    returns a callable.
+    """
 
     function: str
     settings: dict[str, Any] = {}
@@ -41,7 +43,9 @@ class Plugin(Section):
         try:
             factory = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as e:
-            raise InvalidInput("function", "module:name of something importable", self.function) from e
+            raise InvalidInput(
+                "function", "module:name of something importable", self.function
+            ) from e
         return factory(**self.settings)
 
 
@@ -57,9 +61,11 @@ class RoundConfig(Section):
     registry: Path
     seed: int = 0
     imports: tuple[Import, ...] = ()
-    # Files (globs; plain or gzip) of plain text: for the base model, the pretraining mix and its held-out part.
+    # Files (globs; plain or gzip) of plain text: for the base model, the pretraining mix and its
+    # held-out part.
     text: tuple[str, ...] = ()
-    # Without a released model to start from, one is trained from scratch. Demonstrations are part of its text.
+    # Without a released model to start from, one is trained from scratch. Demonstrations are part
+    # of its text.
     base: PretrainConfig | None = None
     sft: SftConfig = SftConfig()
     rules: RuleSettings = RuleSettings()
@@ -85,14 +91,18 @@ class RoundConfig(Section):
 
 
 def load_config(file: Path, data: Path | None = None, **overrides: Any) -> RoundConfig:
-    """Read a TOML file; `{data}` in its strings stands for the data folder. Raises InvalidInput by field."""
+    """Read a TOML file; `{data}` in its strings stands for the data folder. Raises InvalidInput by
+    field.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as e:
         raise InvalidInput("config", "a readable TOML file", str(file)) from e
     if "{data}" in text:
         if data is None or not data.is_dir():
-            raise InvalidInput("data", f"the folder that {file} reads from", str(data) if data else None)
+            raise InvalidInput(
+                "data", f"the folder that {file} reads from", str(data) if data else None
+            )
         text = text.replace("{data}", data.resolve().as_posix())
     try:
         return RoundConfig.model_validate(tomllib.loads(text) | overrides).seeded()

@@ -46,7 +46,7 @@ from training.sft import train_sft
 
 @dataclass(frozen=True)
 class Loop:
-    """What a round works with. `documents` are the plain texts of base model and pretraining mix."""
+    """What a round works with. `documents` are for the base model and the pretraining mix."""
 
     config: RoundConfig
     source: EventSource
@@ -58,15 +58,21 @@ class Loop:
 
 
 def first_release(loop: Loop) -> Release:
-    """Base model from scratch > SFT on the demonstrations so far > the release that a loop starts from."""
+    """Base model from scratch > SFT on the demonstrations so far > the release that a loop starts
+    from.
+    """
     config, stages = loop.config, loop.stages
     if (current := loop.registry.current()) is not None:
         return current
     if config.base is None:
-        raise InvalidInput("base", "a [base] section, or a released model: instructloop serve --model FOLDER", None)
+        raise InvalidInput(
+            "base", "a [base] section, or a released model: instructloop serve --model FOLDER", None
+        )
     digest = stages.run("demonstrations", lambda _: {"digest": _dataset(loop)})["digest"]
     stages.run("base", lambda folder: _train_base(loop, digest, folder))
-    stages.run("sft", lambda folder: _train_sft(loop, digest, stages.path("base") / "model", folder))
+    stages.run(
+        "sft", lambda folder: _train_sft(loop, digest, stages.path("base") / "model", folder)
+    )
     return publish(loop, _describe(loop, stages.path("sft") / "model", parent=None, dataset=digest))
 
 
@@ -87,9 +93,11 @@ def one_round(loop: Loop) -> Release:
 
 
 def train_candidate(loop: Loop) -> Candidate:
-    """The round up to the gate; every stage that was finished before is taken from the run's folder."""
+    """The round up to the gate; every stage that was finished before is taken from the run's
+    folder.
+    """
     # 1. Dataset: what may be used of what people said.
-    config, stages, parent = loop.config, loop.stages, _parent(loop)
+    stages, parent = loop.stages, _parent(loop)
     before = loop.registry.artifacts.path(parent.artifact)
     digest = stages.run("dataset", lambda _: {"digest": _dataset(loop)})["digest"]
 
@@ -104,11 +112,15 @@ def train_candidate(loop: Loop) -> Candidate:
     rewards = stages.path("reward_model")
 
     # 4. Policy: PPO-ptx against the reward model.
-    stages.run("ppo", lambda folder: _train_policy(loop, digest, reference, rewards / "model", folder))
+    stages.run(
+        "ppo", lambda folder: _train_policy(loop, digest, reference, rewards / "model", folder)
+    )
     after = stages.path("ppo") / "model"
 
     # 5. Evaluation on the prompts of held-out people, and the gate.
-    verdict = stages.run("evaluate", lambda _: _evaluate(loop, digest, before, reference, after, rewards))
+    verdict = stages.run(
+        "evaluate", lambda _: _evaluate(loop, digest, before, reference, after, rewards)
+    )
     if verdict["reasons"]:
         raise GateRefused(verdict["reasons"])
 
@@ -162,13 +174,24 @@ def _train_base(loop: Loop, digest: str, folder: Path) -> dict[str, Any]:
     sheets = [f"{prompt_text(row)}\n{row.response}" for row in _rows(loop, digest, "sft")]
     pretrain(loop.config.base, [*texts, *sheets], folder / "model", metrics)
     metrics.close()
-    return {"documents": len(texts), "demonstrations": len(sheets), "loss": metrics.rows[-1]["loss"]}
+    return {
+        "documents": len(texts),
+        "demonstrations": len(sheets),
+        "loss": metrics.rows[-1]["loss"],
+    }
 
 
 def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
     metrics = Metrics(folder)
     rows: list[SftRow] = _rows(loop, digest, "sft")
-    train_sft(loop.config.sft, parent, rows, _rows(loop, digest, "sft", "validation"), folder / "model", metrics)
+    train_sft(
+        loop.config.sft,
+        parent,
+        rows,
+        _rows(loop, digest, "sft", "validation"),
+        folder / "model",
+        metrics,
+    )
     metrics.close()
     return {"demonstrations": len(rows), "validation_loss": metrics.rows[-1]["validation_loss"]}
 
@@ -198,11 +221,17 @@ def _train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path)
     return figures
 
 
-def _split_raters(rows: list[RankedRow], judge_share: float) -> tuple[list[RankedRow], list[RankedRow]]:
-    """(rankings that train the judge, rankings that train the reward model); a rater is on one side only."""
+def _split_raters(
+    rows: list[RankedRow], judge_share: float
+) -> tuple[list[RankedRow], list[RankedRow]]:
+    """(rankings that train the judge, rankings that train the reward model); a rater is on one side
+    only.
+    """
 
     def judges(rater: str) -> bool:
-        return int(hashlib.sha256(f"judge:{rater}".encode()).hexdigest()[:8], 16) / 2**32 < judge_share
+        return (
+            int(hashlib.sha256(f"judge:{rater}".encode()).hexdigest()[:8], 16) / 2**32 < judge_share
+        )
 
     return [r for r in rows if judges(r.rater_id)], [r for r in rows if not judges(r.rater_id)]
 
@@ -211,13 +240,17 @@ def _sampler(loop: Loop, model: Path) -> Sampler:
     return Sampler(model, loop.config.ppo.max_prompt_tokens + loop.config.ppo.max_response_tokens)
 
 
-def _train_policy(loop: Loop, digest: str, reference: Path, reward: Path, folder: Path) -> dict[str, Any]:
+def _train_policy(
+    loop: Loop, digest: str, reference: Path, reward: Path, folder: Path
+) -> dict[str, Any]:
     metrics = Metrics(folder)
     texts, _ = hold_out(loop.documents)
     prompts: list[PromptRow] = _rows(loop, digest, "ppo")
     sampler = _sampler(loop, reference)
     try:
-        train_ppo(loop.config.ppo, reference, reward, prompts, texts, sampler, folder / "model", metrics)
+        train_ppo(
+            loop.config.ppo, reference, reward, prompts, texts, sampler, folder / "model", metrics
+        )
     finally:
         sampler.close()
         metrics.close()
@@ -230,10 +263,14 @@ def _evaluate(
     config = loop.config
     rows: list[PromptRow] = _rows(loop, digest, "ppo", "test")
     if not rows:
-        raise InvalidInput("dataset", "prompts of held-out people to evaluate on", "none in the test split")
+        raise InvalidInput(
+            "dataset", "prompts of held-out people to evaluate on", "none in the test split"
+        )
     sampler = _sampler(loop, after)
     try:
-        answers = compare(config.evaluation, sampler, before, after, rows, config.ppo.max_response_tokens)
+        answers = compare(
+            config.evaluation, sampler, before, after, rows, config.ppo.max_response_tokens
+        )
     finally:
         sampler.close()
     judges = {name: plugin.load() for name, plugin in config.judges.items()}
@@ -256,8 +293,12 @@ def _evaluate(
     return {
         "reasons": list(decision.reasons),
         "figures": figures,
-        "win_rates": {name: {"mean": v.win_rate.mean, "ci95": v.win_rate.ci95} for name, v in verdicts.items()},
-        "measures": {name: _measure(plugin.load(), answers) for name, plugin in config.measures.items()},
+        "win_rates": {
+            name: {"mean": v.win_rate.mean, "ci95": v.win_rate.ci95} for name, v in verdicts.items()
+        },
+        "measures": {
+            name: _measure(plugin.load(), answers) for name, plugin in config.measures.items()
+        },
         "answers": _table(answers, verdicts),
     }
 
@@ -274,7 +315,9 @@ def _measure(measure: Any, answers: Comparison) -> dict[str, Any]:
 
 
 def _table(answers: Comparison, verdicts: Mapping[str, Verdict]) -> list[dict[str, Any]]:
-    """The first answer of each policy to each prompt, and every judge's scores of all answers, for the report."""
+    """The first answer of each policy to each prompt, and every judge's scores of all answers, for
+    the report.
+    """
     return [
         {
             "use_case": row.use_case,
@@ -297,7 +340,9 @@ def _describe(
     reward_model: str | None = None,
     evaluation: dict[str, float] | None = None,
 ) -> Release:
-    """A release of the model in a stage's folder, the same one however often the run is taken up again."""
+    """A release of the model in a stage's folder, the same one however often the run is taken up
+    again.
+    """
     registry = loop.registry
     artifact = registry.artifacts.put("policy", model)
 
@@ -320,7 +365,9 @@ def _describe(
 
 
 def dataset_manifest(registry: ReleaseRegistry, digest: str) -> DatasetManifest:
-    return DatasetManifest.model_validate_json((registry.artifacts.path(digest) / MANIFEST).read_bytes())
+    return DatasetManifest.model_validate_json(
+        (registry.artifacts.path(digest) / MANIFEST).read_bytes()
+    )
 
 
 def ppo_figures(stages: Stages) -> list[dict[str, float]]:

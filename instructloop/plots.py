@@ -174,7 +174,8 @@ def _line(axes: Axes, rows: Sequence[Row], key: str, color: str, label: str) -> 
 
 
 def _svg(figure: Figure, name: str) -> str:
-    # Ids inside an SVG are hashes with this salt: unique among the plots of one page, and the same in every run.
+    # Ids inside an SVG are hashes with this salt: unique among the plots of one page, and the same
+    # in every run.
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(

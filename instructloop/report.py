@@ -1,4 +1,6 @@
-"""One round as report.json and as a page that stands alone: figures, plots, answers before and after."""
+"""One round as report.json and as a page that stands alone: figures, plots, answers before and
+after.
+"""
 
 import json
 import math
@@ -16,7 +18,8 @@ _CSS = Path(__file__).with_name("report.css")
 
 
 def write_report(report: Section, folder: Path) -> None:
-    """Write `report.json` and `report.html` into `folder`. A section that the report lacks is left out of the page.
+    """Write `report.json` and `report.html` into `folder`. A section that the report lacks is left
+    out of the page.
 
     Values that are no finite numbers become null: JSON has no word for them.
     """

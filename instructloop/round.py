@@ -21,7 +21,8 @@ STAGES = "stages"
 
 
 def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
-    """Import, train, judge and release as `config` says; returns the report that it wrote to the run's folder.
+    """Import, train, judge and release as `config` says; returns the report that it wrote to the
+    run's folder.
 
     A refused policy is not an error of the run: the report says why, and nothing is released.
     """
@@ -31,10 +32,21 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
     log = open_log(config.log)
     for wanted in config.imports:
         found = import_file(wanted.format, Path(wanted.path), log)
-        say(f"import {wanted.format} {wanted.path}: {found.rows} rows, {len(found.malformed)} malformed")
+        say(
+            f"import {wanted.format} {wanted.path}: {found.rows} rows, "
+            f"{len(found.malformed)} malformed"
+        )
         for bad in found.malformed[:5]:
             say(f"  {bad}")
-    loop = Loop(config, log, log, ReleaseRegistry(config.registry), stages, read_documents(config.text), version)
+    loop = Loop(
+        config,
+        log,
+        log,
+        ReleaseRegistry(config.registry),
+        stages,
+        read_documents(config.text),
+        version,
+    )
     before = first_release(loop)
     try:
         after, reasons = one_round(loop).id, list[str]()
@@ -50,7 +62,9 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
 def round_report(
     loop: Loop, before: str, after: str, reasons: list[str], judge: str | None = None
 ) -> dict[str, Any]:
-    """What happened in a round, from its stages' figures; scores of answers are `judge`'s, by default the gate's."""
+    """What happened in a round, from its stages' figures; scores of answers are `judge`'s, by
+    default the gate's.
+    """
     judge = judge or loop.config.gate.judge
     stages = loop.stages
 
@@ -114,7 +128,11 @@ def samples(answers: list[dict[str, Any]], judge: str, count: int = 12) -> list[
 
 
 def machine() -> dict[str, str | int]:
-    return {"processor": platform.machine(), "cores": os.cpu_count() or 1, "python": platform.python_version()}
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "python": platform.python_version(),
+    }
 
 
 def _mean(values: list[float]) -> float:

@@ -1,5 +1,6 @@
-"""Serving and feedback in one process on one port, with the embedded log: what one machine needs."""
+"""Serving and feedback in one process on one port: what one machine needs."""
 
+import datetime as dt
 import logging
 import secrets
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
 from feedback.consent import ConsentLedger
@@ -40,14 +42,18 @@ def create_app(place: Place, settings: Settings) -> FastAPI:
         authenticate,
         consent,
     )
-    app.mount("/", create_feedback(sink=events, source=events, authenticate=authenticate, consent=consent))
+    app.mount(
+        "/", create_feedback(sink=events, source=events, authenticate=authenticate, consent=consent)
+    )
     return app
 
 
 def serve(place: Place, settings: Settings, host: str, port: int) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    uvicorn.run(create_app(place, settings), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(place, settings), host=host, port=port, log_level="warning", access_log=False
+    )
 
 
 def key_for_newcomer(place: Place) -> str:
@@ -59,11 +65,9 @@ def key_for_newcomer(place: Place) -> str:
 def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version: str) -> Release:
     """Publish a Hugging Face causal language model from a local folder as the first release.
 
-    The same folder again is the release that it was; another one is refused once something is released.
+    The same folder again is the release that it was; another one is refused once something is
+    released.
     """
-    import datetime as dt
-
-    from contracts.errors import InvalidInput
     from training.model import canary_of, load_policy
 
     load_policy(folder)
@@ -73,7 +77,9 @@ def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version
         if any(registry.get(i).artifact == artifact for i in registry.history()):
             return current
         raise InvalidInput(
-            "--model", f"an empty registry; {registry.root} already serves {current.id}", str(folder)
+            "--model",
+            f"an empty registry; {registry.root} already serves {current.id}",
+            str(folder),
         )
     release = Release(
         id=registry.next_id(artifact),

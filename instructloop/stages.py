@@ -16,7 +16,8 @@ Say = Callable[[str], None]
 class Stages:
     """A run below `folder`: one folder a stage, written aside and renamed when the stage is done.
 
-    `identity` is what the run depends on (configuration, code). A folder of another identity is emptied, since its
+    `identity` is what the run depends on (configuration, code). A folder of another identity is
+    emptied, since its
     stages would not be those of this run.
     """
 
@@ -28,7 +29,9 @@ class Stages:
             if mark.exists():
                 say(f"{folder} holds a run of another configuration or code: starting over")
             elif any(folder.iterdir()):
-                raise FileExistsError(f"{folder}: expected an empty folder or a run's, choose another or empty it")
+                raise FileExistsError(
+                    f"{folder}: expected an empty folder or a run's, choose another or empty it"
+                )
             shutil.rmtree(folder)
         write_text_durably(mark, wanted)
 
@@ -41,11 +44,14 @@ class Stages:
 
     def result(self, name: str) -> dict[str, Any]:
         """The figures of a finished stage."""
-        figures: dict[str, Any] = json.loads((self.folder / name / RESULT).read_text(encoding="utf-8"))
+        figures: dict[str, Any] = json.loads(
+            (self.folder / name / RESULT).read_text(encoding="utf-8")
+        )
         return figures
 
     def run(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """`work(folder)` fills a folder and returns its figures (JSON); skipped if the stage is done.
+        """`work(folder)` fills a folder and returns its figures (JSON); skipped if the stage is
+        done.
 
         The figures come back with `seconds` added, from disk if the stage was done before.
         """
@@ -66,4 +72,7 @@ class Stages:
     def seconds(self) -> dict[str, dict[str, float]]:
         """Time of every finished stage, in the order in which they were finished."""
         results = sorted(self.folder.glob(f"*/{RESULT}"), key=lambda p: p.stat().st_mtime)
-        return {p.parent.name: {"seconds": json.loads(p.read_text(encoding="utf-8"))["seconds"]} for p in results}
+        return {
+            p.parent.name: {"seconds": json.loads(p.read_text(encoding="utf-8"))["seconds"]}
+            for p in results
+        }

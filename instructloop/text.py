@@ -15,16 +15,19 @@ PARAGRAPHS_PER_DOCUMENT = 4
 def read_documents(patterns: Sequence[str]) -> list[str]:
     """The texts of all files that match, cut into documents of a few paragraphs, in a stable order.
 
-    A paragraph ends at an empty line; lines in it are joined. Raises InvalidInput for a pattern that matches nothing.
+    A paragraph ends at an empty line; lines in it are joined. Raises InvalidInput for a pattern
+    that matches nothing.
     """
     documents: list[str] = []
     for pattern in patterns:
-        files = sorted(glob.glob(pattern))
+        files = sorted(glob.glob(pattern))  # noqa: PTH207 - a pattern may be absolute
         if not files:
             raise InvalidInput("text", "a pattern that matches a file", pattern)
         for file in files:
             raw = Path(file).read_bytes()
-            text = (gzip.decompress(raw) if file.endswith(".gz") else raw).decode("utf-8-sig", errors="replace")
+            text = (gzip.decompress(raw) if file.endswith(".gz") else raw).decode(
+                "utf-8-sig", errors="replace"
+            )
             paragraphs = [" ".join(p.split()) for p in text.replace("\r\n", "\n").split("\n\n")]
             paragraphs = [p for p in paragraphs if p]
             documents += [

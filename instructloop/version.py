@@ -1,4 +1,6 @@
-"""Which code this is: the commit, marked where the working tree differs from it; the package version without git."""
+"""Which code this is: the commit, marked where the working tree differs from it; the package
+version without git.
+"""
 
 import hashlib
 import importlib.metadata
@@ -19,7 +21,9 @@ def code_version() -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -14,24 +14,24 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="INSTRUCTLOOP_", frozen=True, extra="forbid")
 
     # Tokens of prompt and answer together.
-    max_model_len: int = Field(1024, ge=16)
+    max_model_len: int = Field(default=1024, ge=16)
     # Sequences that the engine works on at a time; the others queue.
-    max_num_seqs: int = Field(64, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
     # Memory for keys and values of attention, in GiB.
-    kv_cache_gib: int = Field(1, ge=1)
+    kv_cache_gib: int = Field(default=1, ge=1)
     # float32 on a CPU: a release's canary was computed in it.
     dtype: str = "float32"
     # Answers that one request may ask for.
-    max_n: int = Field(16, ge=1, le=128)
-    max_body_bytes: int = Field(1 << 20, ge=1024)
+    max_n: int = Field(default=16, ge=1, le=128)
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
     # How often the registry is asked for a new release, in seconds.
-    release_poll_s: float = Field(0.5, gt=0)
+    release_poll_s: float = Field(default=0.5, gt=0)
     # A swap waits this long for running answers, and is tried again later if they run on.
-    drain_bound_s: float = Field(60.0, gt=0)
+    drain_bound_s: float = Field(default=60.0, gt=0)
     # Largest difference from the trainer's log-probabilities that a release may show, in nats.
-    canary_tolerance: float = Field(0.01, gt=0)
+    canary_tolerance: float = Field(default=0.01, gt=0)
     # How long a finished answer waits for its event to be durable.
-    record_wait_s: float = Field(1.0, gt=0)
+    record_wait_s: float = Field(default=1.0, gt=0)
 
     def engine_options(self) -> EngineOptions:
         return EngineOptions(self.max_model_len, self.max_num_seqs, self.kv_cache_gib, self.dtype)

@@ -1,0 +1,22 @@
+"""python -m benchmarks SUITE: measure one suite and write its figures."""
+
+import argparse
+import importlib
+
+from benchmarks.result import write
+
+SUITES = ("demo", "e2e")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suite", choices=SUITES)
+    suite = parser.parse_args().suite
+    figures = importlib.import_module(f"benchmarks.{suite}").measure()
+    for f in figures:
+        print(f"{f.figure:40} {f.value:10.4f} [{f.min:.4f}, {f.max:.4f}] {f.unit} {f.goal}")
+    print(write(suite, f"make bench SUITE={suite}", figures))
+
+
+if __name__ == "__main__":
+    main()

