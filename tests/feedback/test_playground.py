@@ -331,6 +331,7 @@ def test_the_order_made_with_the_keyboard_arrives_in_the_log(page: Page, site: S
 
 
 def test_the_order_made_with_the_mouse_arrives_in_the_log(page: Page, site: Site) -> None:
+    page.emulate_media(reduced_motion="reduce")  # cards stand where they belong when measured
     enter(page, site, agree=True)
     a, b, c, d = ask(page)
     drag(page, 3, to_top_of=0)
