@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.dataset import SetName, Split
+from contracts.errors import InvalidInput
 from contracts.prompt import PLAIN_CHAT_TEMPLATE, ChatMessage
 
 
@@ -56,6 +57,11 @@ def read_set(folder: Path, name: SetName, split: Split) -> list[Any]:
     return [
         row_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()}) for r in rows
     ]
+
+
+def prompt_text(row: PromptRow) -> str:
+    """The words of a prompt as a person reads them; of a conversation, its last turn."""
+    return row.text.rstrip("\n") or row.messages[-1]["content"]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
@@ -122,7 +128,9 @@ class TokenStream:
         flat = [t for d in documents for t in (*d, eos_id)]
         rows = len(flat) // width
         if rows == 0:
-            raise ValueError(f"pretraining text: expected at least {width} tokens, got {len(flat)}")
+            raise InvalidInput(
+                "pretraining text", f"at least {width} tokens", f"{len(flat)} tokens"
+            )
         self.rows_NT = torch.tensor(flat[: rows * width]).view(rows, width)
         self._rng = random.Random(seed)
         self._order = self._draw()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training.config import PpoConfig
@@ -150,7 +150,9 @@ def load_networks(sft: Path, reward_model: Path) -> Networks:
     )
 
 
-def usable_prompts(config: PpoConfig, tokenizer, prompts: Sequence[PromptRow]) -> list[list[int]]:
+def usable_prompts(
+    config: PpoConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptRow]
+) -> list[list[int]]:
     ids = [render(tokenizer, row) for row in prompts]
     kept = [p for p in ids if fits(p, [], config.max_prompt_tokens, 0)]
     if not kept:

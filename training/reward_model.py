@@ -59,9 +59,16 @@ def train_reward_model(
     torch.manual_seed(config.seed)
     tokenizer, model = load_tokenizer(parent), RewardModel.from_policy(parent)
     ranked = encode_rankings(config, tokenizer, rows)
+    zero = demonstration_sequences(config, tokenizer, demonstrations)
     if not ranked:
         raise InvalidInput(
             "reward model rankings", "at least one with two ranks", f"{len(rows)} rows, none usable"
+        )
+    if not zero:
+        raise InvalidInput(
+            "demonstrations",
+            "at least one within the length limits, to set the reward model's zero",
+            f"{len(demonstrations)} rows, none usable",
         )
     optimizer = adam(model.parameters(), config.learning_rate)
 
@@ -86,9 +93,7 @@ def train_reward_model(
         accuracy = right_BKK.sum() / pairs_BKK.sum().clamp(min=1)
         metrics.write(step, loss=loss.item(), accuracy=accuracy.item(), grad_norm=norm.item())
 
-    if not demonstrations:
-        raise InvalidInput("demonstrations", "at least one, to set the reward model's zero", "none")
-    model.shift += mean_score(model, demonstration_sequences(config, tokenizer, demonstrations))
+    model.shift += mean_score(model, zero)
     model.save(folder, tokenizer)
 
 

@@ -1,14 +1,16 @@
 """Demonstrations > SFT policy (InstructGPT, C.1): the response's tokens are learned, the prompt's are not."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from contracts.errors import InvalidInput
 from training.config import SftConfig
 from training.data import SftRow, encode_response, fits, length_mask, pad, render, shuffled_batches
 from training.metrics import Metrics
@@ -16,6 +18,11 @@ from training.model import load_policy, load_tokenizer, response_logprobs, save_
 from training.optimizer import adam, autocast, cosine_share, set_rate
 
 Pair = tuple[list[int], list[int]]
+
+# Llama, Qwen and Gemma; GPT-2; OPT and Phi; GPT-NeoX, Falcon and BLOOM.
+INTO_STREAM = frozenset(
+    ("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense", "dense_4h_to_h")
+)
 
 
 def train_sft(
@@ -31,6 +38,9 @@ def train_sft(
     tokenizer, model = load_tokenizer(parent), load_policy(parent)
     pairs = _encode(config, tokenizer, rows)
     held_out = _encode(config, tokenizer, validation)
+    if not pairs:
+        expected = "at least one within the length limits"
+        raise InvalidInput("demonstrations", expected, f"{len(rows)} rows, none usable")
     set_residual_dropout(model, config.dropout)
     optimizer = adam(model.parameters(), config.learning_rate)
 
@@ -67,17 +77,21 @@ def response_loss(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor
 def set_residual_dropout(model: PreTrainedModel, share: float) -> None:
     """Drop this share of what each layer adds to the residual stream, in training mode only.
 
-    Works on any architecture: the hook stands on the modules that write into the stream.
+    The hook stands on the modules that write into the stream, known by their names. Raises InvalidInput on an
+    architecture that has none of them, unless `share` is 0.
     """
-    for handle in getattr(model, "residual_dropout", []):
+    earlier: Iterable[RemovableHandle] = getattr(model, "residual_dropout", ())
+    for handle in earlier:
         handle.remove()
-    model.residual_dropout = [
-        module.register_forward_hook(
-            lambda module, _, out: F.dropout(out, share, module.training) if share else out
-        )
-        for name, module in model.named_modules()
-        if name.endswith(("o_proj", "down_proj", "c_proj", "out_proj", "fc2"))
+    into_stream = [m for n, m in model.named_modules() if n.rpartition(".")[2] in INTO_STREAM]
+    if share and not into_stream:
+        raise InvalidInput("dropout", f"0 for a {type(model).__name__}", share)
+    handles = [
+        module.register_forward_hook(lambda m, _, out: F.dropout(out, share, m.training))
+        for module in into_stream
+        if share
     ]
+    setattr(model, "residual_dropout", handles)  # noqa: B010  a module's attributes are typed
 
 
 @torch.no_grad()
@@ -91,7 +105,9 @@ def _validate(model: PreTrainedModel, pairs: list[Pair], config: SftConfig) -> f
     return float(torch.stack(losses).mean())
 
 
-def _encode(config: SftConfig, tokenizer, rows: Sequence[SftRow]) -> list[Pair]:
+def _encode(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow]
+) -> list[Pair]:
     pairs = [(render(tokenizer, row), encode_response(tokenizer, row.response)) for row in rows]
     return [
         p for p in pairs if fits(p[0], [p[1]], config.max_prompt_tokens, config.max_response_tokens)
