@@ -26,7 +26,7 @@ PUBLIC_MESSAGE_FIELDS = ("role", "content", "refusal")
 
 @dataclass(frozen=True)
 class Ask:
-    """One checked request: what the engine gets, and what of the answer the client and the log get."""
+    """One checked request: what the engine gets, and what the client and the log get."""
 
     kind: Kind
     body: Body
@@ -51,7 +51,8 @@ class Desk:
 class Answer(Response):
     """An ASGI response that holds the gate while it runs, so that no swap falls into it.
 
-    The gate is entered here and not in a middleware: a client that is slow to send its request holds up no swap.
+    The gate is entered here and not in a middleware: a client that is slow to send its request
+    holds up no swap.
     """
 
     def __init__(self, desk: Desk, ask: Ask) -> None:
@@ -140,7 +141,9 @@ class Answer(Response):
 
 
 async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work`; cancel it when the client goes away, so that the engine stops and nothing is recorded."""
+    """Run `work`; cancel it when the client goes away, so that the engine stops and nothing is
+    recorded.
+    """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnect(receive))
     try:

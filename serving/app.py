@@ -39,7 +39,9 @@ def create_app(
     stamper: Stamper | None = None,
     on_engine_failure: Callable[[], None] = end_process,
 ) -> FastAPI:
-    """The serving app. It loads the registry's current release in the background and follows it from then on."""
+    """The serving app. It loads the registry's current release in the background and follows it
+    from then on.
+    """
     stamper = stamper or Stamper("serving")
     gate = Gate()
     recorder = Recorder(sink, stamper, settings.record_wait_s)

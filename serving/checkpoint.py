@@ -7,7 +7,8 @@ from typing import Any
 
 from contracts.errors import InvalidInput
 
-# Files that decide how text becomes tokens and back; where the running model has none, the new one must have none.
+# Files that decide how text becomes tokens and back; where the running model has none, the new one
+# must have none.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,7 +40,9 @@ def tensors(folder: Path) -> Tensors:
 
 
 def check_interchangeable(running: Path, new: Path) -> None:
-    """Raise InvalidInput unless `new` holds other weights of the model in `running`, for the same tokenizer."""
+    """Raise InvalidInput unless `new` holds other weights of the model in `running`, for the same
+    tokenizer.
+    """
     _check_config(running, new)
     for name in TOKENIZER_FILES:
         if _bytes(running / name) != _bytes(new / name):

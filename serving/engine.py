@@ -1,6 +1,7 @@
 """Engine protocol and its vLLM adapter; with engine_worker.py the only code that imports vllm.
 
-vLLM is imported when the engine starts, not before: it takes seconds and reads its environment while it loads.
+vLLM is imported when the engine starts, not before: it takes seconds and reads its environment
+while it loads.
 """
 
 import asyncio
@@ -24,7 +25,9 @@ SHUTDOWN_S = 5.0
 
 
 class EngineRefused(InstructloopError):
-    """The engine does not answer this request; `status` and `param` as HTTP and OpenAI's error body name them."""
+    """The engine does not answer this request; `status` and `param` as HTTP and OpenAI's error body
+    name them.
+    """
 
     def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
         self.status, self.param = status, param
@@ -53,13 +56,15 @@ class Engine(Protocol):
     async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
         """The response body, or its chunks where `body["stream"]` is true. Raises EngineRefused.
 
-        Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Closing the iterator, or
-        cancelling the call, stops the generation.
+        Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Closing the
+        iterator, or cancelling the call, stops the generation.
         """
         ...
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """log p(token_ids[i] | token_ids[:i]) in nats for i = 1..n-1, by the weights that are served now."""
+        """log p(token_ids[i] | token_ids[:i]) in nats for i = 1..n-1, by the weights that are
+        served now.
+        """
         ...
 
     async def stage(self, folder: Path) -> None:
@@ -69,7 +74,8 @@ class Engine(Protocol):
     async def swap(self) -> None:
         """Exchange the running weights and the staged ones, and forget every cached prefix.
 
-        Nothing may be in flight. The old weights stay staged: a second call takes the first one back.
+        Nothing may be in flight. The old weights stay staged: a second call takes the first one
+        back.
         """
         ...
 
@@ -100,11 +106,14 @@ class VllmEngine:
     async def start(self, folder: Path, model: str) -> None:
         _prepare_environment(self._options)
         arguments = self._arguments(folder, model)
-        # On a thread: importing vLLM and starting its child process take seconds each, and the server says meanwhile
-        # that it is loading. AsyncLLM binds to the event loop later, with its first call.
+        # On a thread: importing vLLM and starting its child process take seconds each, and the
+        # server says meanwhile that it is loading. AsyncLLM binds to the event loop later, with its
+        # first call.
         vllm, args, self._client = await asyncio.to_thread(_start_async_llm, arguments)
         state = vllm.State()
-        await vllm.init_app_state(self._client, state, args, await self._client.get_supported_tasks())
+        await vllm.init_app_state(
+            self._client, state, args, await self._client.get_supported_tasks()
+        )
         completion, chat = state.openai_serving_completion, state.openai_serving_chat
         self._handlers = {
             "completions": (vllm.CompletionRequest, completion.create_completion),
@@ -207,7 +216,9 @@ class VllmEngine:
 
 @dataclass(frozen=True)
 class _Vllm:
-    """The names of vLLM that the adapter needs after the start, from wherever this version keeps them."""
+    """The names of vLLM that the adapter needs after the start, from wherever this version keeps
+    them.
+    """
 
     init_app_state: Any
     State: Any
@@ -236,7 +247,8 @@ def _prepare_environment(options: EngineOptions) -> None:
     """vLLM and its child processes read these; a value that the operator set stays."""
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
-        # Model and worker in one child process: the third process would import vLLM once more, 15 s.
+        # Model and worker in one child process: the third process would import vLLM once more, 15
+        # s.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -247,7 +259,9 @@ def _prepare_environment(options: EngineOptions) -> None:
 
 
 def _brings_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer has a template of its own, in any of the places where Hugging Face keeps one."""
+    """Whether the tokenizer has a template of its own, in any of the places where Hugging Face
+    keeps one.
+    """
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     config = folder / "tokenizer_config.json"

@@ -1,12 +1,17 @@
-"""TwinWeights: the methods that our engine adapter adds to vLLM's worker, to stage and swap weights.
+"""TwinWeights: the methods that our engine adapter adds to vLLM's worker, to stage and swap
+weights.
 
-A twin is a second copy of the model's modules that never runs. It is filled in the background and packed exactly as
-vLLM packs a model that it loads; a swap then exchanges the two sets of weights, so that the twin holds the old ones and
-a second swap takes the first one back. Buffers, KV cache and module objects of the live model stay where they are.
+A twin is a second copy of the model's modules that never runs. It is filled in the background and
+packed exactly as vLLM packs a model that it loads; a swap then exchanges the two sets of weights,
+so that the twin holds the old ones and a second swap takes the first one back. Buffers, KV cache
+and module objects of the live model stay where they are.
 """
 
 import copy
 import gc
+import multiprocessing
+import multiprocessing.process
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +29,21 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 READY, STAGING = "ready", "staging"
 
 
+def _end_with_parent(parent: multiprocessing.process.BaseProcess) -> None:
+    """Wait for the server's process to end, however it does: killed, it takes no child with it."""
+    parent.join()
+    os._exit(1)
+
+
+# vLLM imports this module in its child process once, before the model is loaded.
+if (_parent := multiprocessing.parent_process()) is not None:
+    threading.Thread(target=_end_with_parent, args=(_parent,), daemon=True).start()
+
+
 class TwinWeights:
-    """Mixed into the worker by `worker_extension_cls`, so names must not clash with the worker's own."""
+    """Mixed into the worker by `worker_extension_cls`, so names must not clash with the worker's
+    own.
+    """
 
     # What the worker brings.
     vllm_config: Any
@@ -36,15 +54,18 @@ class TwinWeights:
     _twin_state: str = ""
 
     def twin_stage(self, folder: str) -> None:
-        """Build a twin and start to fill it from the safetensors files in `folder`; ask `twin_state` how it goes.
+        """Build a twin and start to fill it from the safetensors files in `folder`; ask
+        `twin_state` how it goes.
 
-        Construction sets process-wide defaults (dtype, device, current config), so it happens here, between two steps
-        of the engine; reading and packing touch the twin alone and run in a thread.
+        Construction sets process-wide defaults (dtype, device, current config), so it happens here,
+        between two steps of the engine; reading and packing touch the twin alone and run in a
+        thread.
         """
         self.twin_discard()
         config = copy.copy(self.vllm_config)
         config.compilation_config = copy.copy(config.compilation_config)
-        # Attention layers register themselves by name; in the live registry they would replace the live ones.
+        # Attention layers register themselves by name; in the live registry they would replace the
+        # live ones.
         config.compilation_config.static_forward_context = {}
         config.compilation_config.static_all_moe_layers = []
         with set_default_torch_dtype(config.model_config.dtype), self.device:
@@ -79,7 +100,7 @@ class TwinWeights:
             twin.eval()
             _check_same_layout(self.model_runner.get_model(), twin)
             state = READY
-        except Exception as e:  # reported to the swapper, which refuses the release
+        except Exception as e:  # noqa: BLE001  reported to the swapper, which refuses the release
             state = f"{type(e).__name__}: {e}"
         if self._twin is twin:
             self._twin_state = state
@@ -102,7 +123,9 @@ def _check_same_layout(live: nn.Module, twin: nn.Module) -> None:
 
 
 def _layout(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], bool]]:
-    """Parameter name, name of the first parameter that shares its tensor, shape, and whether it is packed."""
+    """Parameter name, name of the first parameter that shares its tensor, shape, and whether it is
+    packed.
+    """
     first: dict[int, str] = {}
     rows = []
     for path, module in model.named_modules():
@@ -114,7 +137,9 @@ def _layout(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], bool]]:
 
 
 def _exchange_objects(live: nn.Module, twin: nn.Module) -> None:
-    """CPU: linear layers keep their weights inside `cpu_linear`, packed for oneDNN, so objects change hands."""
+    """CPU: linear layers keep their weights inside `cpu_linear`, packed for oneDNN, so objects
+    change hands.
+    """
     for ours, theirs in zip(live.modules(), twin.modules(), strict=True):
         ours._parameters, theirs._parameters = theirs._parameters, ours._parameters
         if "cpu_linear" in vars(ours):
@@ -123,7 +148,9 @@ def _exchange_objects(live: nn.Module, twin: nn.Module) -> None:
 
 @torch.no_grad()
 def _exchange_values(live: nn.Module, twin: nn.Module) -> None:
-    """GPU: captured graphs hold the addresses of the live tensors, so values change hands. Not run yet on a GPU."""
+    """GPU: captured graphs hold the addresses of the live tensors, so values change hands. Not run
+    yet on a GPU.
+    """
     for ours, theirs in zip(live.parameters(), twin.parameters(), strict=True):
         old = ours.clone()
         ours.copy_(theirs)

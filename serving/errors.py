@@ -29,7 +29,9 @@ def error_body(
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of this app in OpenAI's shape. A message that is not ours is not repeated."""
+    """Answer every exception of this app in OpenAI's shape. A message that is not ours is not
+    repeated.
+    """
 
     @app.exception_handler(AccessDenied)
     def denied(request: Request, error: AccessDenied) -> JSONResponse:

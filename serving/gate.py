@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 class Gate:
     """A readers-writer lock for one event loop.
 
-    Answers read, a swap writes. Who comes after a waiting writer waits behind it, so that a stream of new requests
-    cannot starve a swap, and a swap makes nobody wait longer than the answers that were running when it came.
+    Answers read, a swap writes. Who comes after a waiting writer waits behind it, so that a stream
+    of new requests cannot starve a swap, and a swap makes nobody wait longer than the answers that
+    were running when it came.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,9 @@ class Gate:
 
     @asynccontextmanager
     async def writing(self, bound_s: float) -> AsyncIterator[None]:
-        """Raises TimeoutError when the readers have not left after `bound_s` seconds; then nothing is held."""
+        """Raises TimeoutError when the readers have not left after `bound_s` seconds; then nothing
+        is held.
+        """
         async with asyncio.timeout(bound_s):
             await self._enter(writes=True)
         try:

@@ -17,10 +17,12 @@ from serving.answer import Answer, Ask, Desk
 from serving.engine import Body, EngineRefused, Kind
 from serving.recorder import Permit, recordable_prompt
 
-# Passed on to the engine. Every other field is refused by name: silently ignored, it would change the answer unseen.
+# Passed on to the engine. Every other field is refused by name: silently ignored, it would change
+# the answer unseen.
 SHARED_FIELDS = frozenset(
-    "model max_tokens temperature top_p n stream stream_options stop seed presence_penalty frequency_penalty "
-    "logit_bias logprobs top_k min_p repetition_penalty min_tokens ignore_eos stop_token_ids return_token_ids".split()
+    "model max_tokens temperature top_p n stream stream_options stop seed presence_penalty "
+    "frequency_penalty logit_bias logprobs top_k min_p repetition_penalty min_tokens ignore_eos "
+    "stop_token_ids return_token_ids".split()
 )
 ENGINE_FIELDS: dict[Kind, frozenset[str]] = {
     "completions": SHARED_FIELDS | {"prompt", "echo"},
@@ -28,7 +30,8 @@ ENGINE_FIELDS: dict[Kind, frozenset[str]] = {
 }
 # Understood here; the engine does not see them.
 OWN_FIELDS = frozenset({"metadata", "user", "best_of", "suffix"})
-# OpenAI's defaults, said aloud: the model folder's generation_config.json must not change them, nor what is recorded.
+# OpenAI's defaults, said aloud: the model folder's generation_config.json must not change them, nor
+# what is recorded.
 DEFAULTS: Body = {
     "n": 1,
     "temperature": 1.0,
@@ -99,7 +102,9 @@ def router(
 
 
 def check(kind: Kind, body: Body, limits: Limits) -> Body:
-    """The fields for the engine, defaults filled in. Raises InvalidInput for what we do not do as asked."""
+    """The fields for the engine, defaults filled in. Raises InvalidInput for what we do not do as
+    asked.
+    """
     asked = {name: value for name, value in body.items() if value is not None}
     for name in asked.keys() - ENGINE_FIELDS[kind] - OWN_FIELDS:
         raise InvalidInput(name, "a supported request argument", "an unrecognized one")
@@ -132,7 +137,8 @@ def _check_count(asked: Body, limits: Limits) -> None:
 
 
 def _check_metadata(metadata: Any) -> None:
-    expected = f"up to {MAX_METADATA} strings by name ({MAX_METADATA_KEY} and {MAX_METADATA_VALUE} characters)"
+    lengths = f"{MAX_METADATA_KEY} and {MAX_METADATA_VALUE} characters"
+    expected = f"up to {MAX_METADATA} strings by name ({lengths})"
     if not isinstance(metadata, dict) or len(metadata) > MAX_METADATA:
         raise InvalidInput("metadata", expected, type(metadata).__name__)
     for name, value in metadata.items():
@@ -156,7 +162,9 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 def _parse(raw: bytes) -> Body:
-    """A JSON object whose text can be written down again. Says nothing of its content: errors may be logged."""
+    """A JSON object whose text can be written down again. Says nothing of its content: errors may
+    be logged.
+    """
     try:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode()  # refuses half a surrogate pair

@@ -25,7 +25,9 @@ RECORDED_ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Permit:
-    """What may be recorded of a request, decided when it came: its owner agreed, and we can say it exactly."""
+    """What may be recorded of a request, decided when it came: its owner agreed, and we can say it
+    exactly.
+    """
 
     user_id: str
     notice_version: str
@@ -73,10 +75,11 @@ class Transcript:
 
 
 def recordable_prompt(kind: Kind, body: Body) -> pb.Prompt | None:
-    """The prompt as it was sent; None for what an event cannot say exactly, which is answered and not recorded.
+    """The prompt as it was sent; None for what an event cannot say exactly, which is answered and
+    not recorded.
 
-    That is: token ids or several prompts in one request, an answer that repeats the prompt, and messages other than
-    plain text of system, user and assistant.
+    That is: token ids or several prompts in one request, an answer that repeats the prompt, and
+    messages other than plain text of system, user and assistant.
     """
     if kind == "completions":
         text = body.get("prompt")
@@ -100,10 +103,11 @@ def _is_plain(message: Any) -> bool:
 
 
 class Recorder:
-    """Writes events on a thread of its own, all that wait in one batch, so that a flush to disk is shared.
+    """Writes events on a thread of its own, all that wait in one batch, so that a flush to disk is
+    shared.
 
-    A slow log holds a response back for `wait_s` at most; a log that fails, or is `capacity` events behind, loses
-    events and says so in the process's own log, without their text.
+    A slow log holds a response back for `wait_s` at most; a log that fails, or is `capacity` events
+    behind, loses events and says so in the process's own log, without their text.
     """
 
     def __init__(
@@ -135,7 +139,7 @@ class Recorder:
         try:
             event = self._stamper.event(permit.user_id, transcript.event_body(permit, release))
             self._queue.put_nowait((event, written))
-        except Exception as e:  # recording never fails an answer
+        except Exception as e:  # noqa: BLE001  recording never fails an answer
             self._lose(1, e)
             return
         try:
@@ -159,12 +163,14 @@ class Recorder:
                 return
 
     def _append(self, events: list[pb.Event]) -> None:
-        """An event keeps its id over the attempts, so what an attempt did write is not counted twice."""
+        """An event keeps its id over the attempts, so what an attempt did write is not counted
+        twice.
+        """
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._sink.append(events)
                 return
-            except Exception as e:
+            except Exception as e:  # noqa: BLE001  whatever the log's client raises
                 log.warning(
                     "log write failed, attempt %d of %d: %s", attempt, ATTEMPTS, type(e).__name__
                 )

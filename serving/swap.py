@@ -32,7 +32,9 @@ TRANSITION: dict[Outcome, pb.ReleaseTransition] = {
 
 @dataclass(frozen=True)
 class Change:
-    """One attempt to serve another release. Times in milliseconds; 0 for a step that was not reached."""
+    """One attempt to serve another release. Times in milliseconds; 0 for a step that was not
+    reached.
+    """
 
     release: str
     outcome: Outcome
@@ -82,11 +84,14 @@ class WeightSwapper:
         # What every answer that is let through the gate now is made by; None while loading.
         self.serving: Release | None = None
         self.changes: list[Change] = []
-        # The value of `current` that was dealt with last: a refused release is not tried again until it changes.
+        # The value of `current` that was dealt with last: a refused release is not tried again
+        # until it changes.
         self._settled: str | None = None
 
     async def run(self) -> None:
-        """Load the first release, then follow the registry. Ends only by EngineFailed or cancellation."""
+        """Load the first release, then follow the registry. Ends only by EngineFailed or
+        cancellation.
+        """
         while True:
             if failure := self._engine.failure():
                 raise EngineFailed(f"the engine has stopped: {failure}")
@@ -106,14 +111,16 @@ class WeightSwapper:
             self._settled = current
 
     async def _load_first(self) -> None:
-        """Start the engine on the current release or, if that is damaged, on the last one before it that is not."""
+        """Start the engine on the current release or, if that is damaged, on the last one before it
+        that is not.
+        """
         history = await asyncio.to_thread(self._registry.history)
         for release_id in dict.fromkeys(reversed(history)):
             timer = _Timer(self._clock)
             self._settled = self._settled or release_id
             try:
                 release, folder = await asyncio.to_thread(self._verified, release_id)
-            except Exception as e:  # whatever is wrong with it, the one before may be right
+            except Exception as e:  # noqa: BLE001  whatever is wrong with it, the one before may be right
                 await self._note(release_id, "refused", str(e), timer)
                 continue
             with timer.step("stage_ms"):
@@ -131,7 +138,7 @@ class WeightSwapper:
                 release, folder = await asyncio.to_thread(self._verified, release_id)
                 await asyncio.to_thread(self._check_fits, release, folder)
                 await self._engine.stage(folder)
-        except Exception as e:  # whatever is wrong with it, the running release goes on
+        except Exception as e:  # noqa: BLE001  whatever is wrong with it, the running release goes on
             self._settled = release_id
             await self._note(release_id, "refused", str(e), timer)
             return
@@ -143,7 +150,9 @@ class WeightSwapper:
             await self._engine.discard()
 
     async def _swap(self, release: Release, timer: "_Timer") -> None:
-        """Raises TimeoutError, with nothing changed, when the running answers do not end within the bound."""
+        """Raises TimeoutError, with nothing changed, when the running answers do not end within the
+        bound.
+        """
         async with AsyncExitStack() as gate_closed:
             with timer.step("drain_ms"):
                 closing = self._gate.writing(self._options.drain_bound_s)
@@ -154,7 +163,7 @@ class WeightSwapper:
         await self._note(release.id, "rolled_back" if reason else "swapped_in", reason, timer)
 
     async def _exchange(self, release: Release) -> str | None:
-        """Swap, with the gate closed. None, or why the old weights are back. Raises EngineFailed."""
+        """Swap with the gate closed. None, or why the old weights are back. Raises EngineFailed."""
         old = self.serving
         assert old is not None
         try:
@@ -191,7 +200,9 @@ class WeightSwapper:
         checkpoint.check_interchangeable(running, folder)
 
     async def _check_canary(self, canary: Canary) -> None:
-        """Raise CanaryFailed unless the engine gives the canary the log-probabilities that the trainer gave it."""
+        """Raise CanaryFailed unless the engine gives the canary the log-probabilities that the
+        trainer gave it.
+        """
         got = await self._engine.logprobs(canary.token_ids)
         differences = [abs(a - b) for a, b in zip(got, canary.logprobs, strict=True)]
         tolerance = self._options.canary_tolerance

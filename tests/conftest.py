@@ -17,7 +17,7 @@ from contracts.release import Release, ReleaseRegistry
 from tests import tiny_models
 from tests.fakes import FileSink
 
-START_BOUND_S = 300
+START_BOUND_S = 600
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,17 @@ def start_server(registry: Path, port: int, events: Path, log: Path) -> "subproc
 def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_BOUND_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
+        if is_ready(url):
+            return
         time.sleep(0.2)
     raise AssertionError("the server is not ready:\n" + log.read_text(errors="replace")[-4000:])
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+    except httpx.TransportError:  # not listening yet
+        return False
 
 
 def free_port() -> int:

@@ -102,7 +102,10 @@ class FakeEngine:
         await self.may_answer.wait()
         words = [self._word(i) for i in range(body["max_tokens"])]
         choices = [self._choice(kind, i, words, "length") for i in range(body["n"])]
-        return self._body(kind, choices) | {"usage": {"total_tokens": len(words)}, "kv_transfer_params": 1}
+        return self._body(kind, choices) | {
+            "usage": {"total_tokens": len(words)},
+            "kv_transfer_params": 1,
+        }
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         assert self.running is not None
@@ -126,7 +129,9 @@ class FakeEngine:
             await self.may_answer.wait()
             last = "length" if token + 1 == body["max_tokens"] else None
             for i in range(body["n"]):
-                yield self._body(kind, [self._choice(kind, i, [self._word(token)], last, delta=True)])
+                yield self._body(
+                    kind, [self._choice(kind, i, [self._word(token)], last, delta=True)]
+                )
             await asyncio.sleep(0)
 
     def _word(self, token: int) -> str:
@@ -135,7 +140,12 @@ class FakeEngine:
 
     def _body(self, kind: Kind, choices: list[Body]) -> Body:
         prefix = "cmpl" if kind == "completions" else "chatcmpl"
-        return {"id": f"{prefix}-{len(self.asked)}", "created": 1, "model": "tiny", "choices": choices}
+        return {
+            "id": f"{prefix}-{len(self.asked)}",
+            "created": 1,
+            "model": "tiny",
+            "choices": choices,
+        }
 
     def _choice(
         self, kind: Kind, index: int, words: list[str], end: str | None, delta: bool = False
@@ -143,5 +153,7 @@ class FakeEngine:
         text = "".join(words)
         said = {"role": "assistant", "content": text, "reasoning": None}
         extras = {"stop_reason": None, "token_ids": [7] * len(words)}
-        answer = {"text": text} if kind == "completions" else {"delta" if delta else "message": said}
+        answer = (
+            {"text": text} if kind == "completions" else {"delta" if delta else "message": said}
+        )
         return {"index": index, "finish_reason": end, **answer, **extras}

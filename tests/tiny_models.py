@@ -50,7 +50,8 @@ def model(seed: int, *, tied: bool, layers: int = 2) -> LlamaForCausalLM:
         eos_token_id=0,
         initializer_range=0.2,
     )
-    return LlamaForCausalLM(config).float().eval()
+    policy: LlamaForCausalLM = LlamaForCausalLM(config).float().eval()
+    return policy
 
 
 def save(folder: Path, seed: int, *, tied: bool) -> Path:
@@ -98,5 +99,4 @@ def greedy(folder: Path, prompt: str, tokens: int) -> str:
     with torch.no_grad():
         for _ in range(tokens):
             taken.append(int(policy(torch.tensor([ids + taken])).logits[0, -1].argmax()))
-    text: str = words.decode(taken, skip_special_tokens=True)
-    return text
+    return str(words.decode(taken, skip_special_tokens=True))

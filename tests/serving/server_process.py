@@ -1,4 +1,5 @@
-"""The serving app on a real engine in a process of its own: python -m tests.serving.server_process REGISTRY PORT EVENTS.
+"""The serving app on a real engine in a process of its own: python -m tests.serving.server_process
+REGISTRY PORT EVENTS.
 
 The people of the tests: ann agreed to the notice "v1", bob agreed to nothing.
 """

@@ -10,6 +10,10 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def held(*visitors: "Visitor") -> list[bool]:
+    return [visitor.inside for visitor in visitors]
+
+
 class Visitor:
     """A task that holds the gate until told to leave."""
 
@@ -30,13 +34,13 @@ def test_readers_share_and_a_writer_waits_for_all_of_them() -> None:
         a, b = Visitor(gate, writes=False), Visitor(gate, writes=False)
         writer = Visitor(gate, writes=True)
         await settle()
-        assert (a.inside, b.inside, writer.inside) == (True, True, False)
+        assert held(a, b, writer) == [True, True, False]
         a.leave.set()
         await settle()
-        assert not writer.inside
+        assert held(writer) == [False]
         b.leave.set()
         await settle()
-        assert writer.inside
+        assert held(writer) == [True]
         writer.leave.set()
         await writer.task
 
@@ -52,13 +56,13 @@ def test_newcomers_wait_behind_a_waiting_writer() -> None:
         await settle()
         late = Visitor(gate, writes=False)
         await settle()
-        assert not late.inside
+        assert held(late) == [False]
         early.leave.set()
         await settle()
-        assert writer.inside and not late.inside
+        assert held(writer, late) == [True, False]
         writer.leave.set()
         await settle()
-        assert late.inside
+        assert held(late) == [True]
         late.leave.set()
         await late.task
 
@@ -76,7 +80,7 @@ def test_writer_gives_up_after_its_bound_and_lets_newcomers_in() -> None:
         with pytest.raises(TimeoutError):
             await writer.task
         await settle()
-        assert late.inside
+        assert held(late) == [True]
         early.leave.set()
         late.leave.set()
         await asyncio.gather(early.task, late.task)
@@ -98,7 +102,7 @@ def test_cancelled_reader_leaves_no_trace() -> None:
         waiting.task.cancel()
         inside.task.cancel()
         await settle()
-        assert writer.inside
+        assert held(writer) == [True]
         writer.task.cancel()
         await settle()
         async with gate.reading():

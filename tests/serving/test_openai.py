@@ -1,4 +1,5 @@
 import asyncio
+import datetime as dt
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -57,9 +58,10 @@ async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
         on_engine_failure=lambda: failures.append("engine"),
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(
-        transport=transport, base_url="http://test"
-    ) as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
         while released and (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.01)
         yield House(client, app, engine, sink, registry, failures)
@@ -72,7 +74,7 @@ def publish(registry: ReleaseRegistry, root: Path) -> None:
     release = Release(
         id="r1",
         model="tiny",
-        created="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         artifact=ArtifactStore(registry.root / "artifacts").put("policy", folder),
         canary=Canary(token_ids=(1, 2), logprobs=(0.0,)),
         code_version="test",
@@ -163,7 +165,9 @@ def test_streamed_completion_is_recorded_before_the_stream_ends(tmp_path: Path) 
         assert event.completion.completion_id == chunks[0]["id"]
         assert event.completion.prompt.messages[0] == pb.Message(role="user", content="hi")
         for index in (0, 1):
-            said = [c["delta"]["content"] for k in chunks for c in k["choices"] if c["index"] == index]
+            said = [
+                c["delta"]["content"] for k in chunks for c in k["choices"] if c["index"] == index
+            ]
             assert event.completion.outputs[index].text == "".join(said)
 
     run(tmp_path, scene)
@@ -203,7 +207,9 @@ def test_playground_with_the_agreed_notice_is_recorded_as_such(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(tmp_path: Path, stream: bool) -> None:
+def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
+    tmp_path: Path, stream: bool
+) -> None:
     async def scene(here: House) -> None:
         here.engine.may_answer.clear()
         left = asyncio.Event()
@@ -263,7 +269,11 @@ def test_refused_request_says_what_is_wrong(
         assert response.status_code == status
         error = response.json()["error"]
         assert error.keys() == {"message", "type", "param", "code"}
-        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+        assert (error["type"], error["param"], error["code"]) == (
+            "invalid_request_error",
+            param,
+            code,
+        )
         assert here.engine.asked == []
 
     run(tmp_path, scene)
@@ -305,7 +315,7 @@ def test_every_route_but_the_probes_demands_a_key(tmp_path: Path) -> None:
             ("GET", "/v1/models/tiny"),
             ("GET", "/v1/releases"),
         ]
-        assert sorted(routes + [("GET", "/healthz"), ("GET", "/readyz")]) == sorted(paths(here.app))
+        assert sorted([*routes, ("GET", "/healthz"), ("GET", "/readyz")]) == sorted(paths(here.app))
         for method, path in routes:
             response = await here.client.request(method, path, json=ASK)
             assert response.status_code == 401, path
@@ -319,7 +329,9 @@ def paths(app: Any) -> list[tuple[str, str]]:
     found = []
     for route in app.routes:
         for each in getattr(getattr(route, "original_router", None), "routes", [route]):
-            found += [(m, each.path.replace("{model_id:path}", "tiny")) for m in each.methods - {"HEAD"}]
+            found += [
+                (m, each.path.replace("{model_id:path}", "tiny")) for m in each.methods - {"HEAD"}
+            ]
     return found
 
 
@@ -329,11 +341,17 @@ def test_models_and_releases(tmp_path: Path) -> None:
         models = (await here.client.get("/v1/models")).json()
         assert models["object"] == "list" and models["data"][0]["id"] == "tiny"
         assert (await here.client.get("/v1/models/tiny")).json() == models["data"][0]
-        assert (await here.client.get("/v1/models/x/y")).json()["error"]["code"] == "model_not_found"
+        assert (await here.client.get("/v1/models/x/y")).json()["error"][
+            "code"
+        ] == "model_not_found"
         releases = (await here.client.get("/v1/releases")).json()
         assert releases["serving"] == "r1"
         (change,) = releases["data"]
-        assert (change["release"], change["outcome"], change["reason"]) == ("r1", "swapped_in", None)
+        assert (change["release"], change["outcome"], change["reason"]) == (
+            "r1",
+            "swapped_in",
+            None,
+        )
         missing = await here.client.get("/v2/models")
         assert missing.status_code == 404 and missing.json()["error"]["code"] is None
 

@@ -1,4 +1,5 @@
 import asyncio
+import datetime as dt
 import logging
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from tests.fakes import MemorySink
 RELEASE = Release(
     id="r1",
     model="tiny",
-    created="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+    created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     artifact="digest",
     canary=Canary(token_ids=(1,), logprobs=()),
     code_version="test",
@@ -136,7 +137,8 @@ def test_events_that_wait_are_written_together() -> None:
 
 
 def test_log_that_fails_for_a_moment_is_tried_again() -> None:
-    sink, pauses = SlowSink(failures=2), []
+    sink = SlowSink(failures=2)
+    pauses: list[float] = []
     sink.may_write.set()
     recorder = Recorder(sink, Stamper("serving"), pause=pauses.append)
     recorder.start()
@@ -146,7 +148,9 @@ def test_log_that_fails_for_a_moment_is_tried_again() -> None:
     assert len(pauses) == 2
 
 
-def test_lost_completion_is_counted_and_its_text_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_completion_is_counted_and_its_text_is_not_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = SlowSink(failures=3)
     recorder = Recorder(sink, Stamper("serving"), pause=lambda seconds: None)
     recorder.start()

@@ -1,4 +1,5 @@
 import asyncio
+import datetime as dt
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,9 @@ LAYER = "model.layers.0.mlp.down_proj.weight"
 
 
 class Stage:
-    """A registry with a first release served by a fake engine, and what it takes to publish another."""
+    """A registry with a first release served by a fake engine, and what it takes to publish
+    another.
+    """
 
     def __init__(self, root: Path, drain_bound_s: float = 5) -> None:
         self.root = root
@@ -39,11 +42,13 @@ class Stage:
     def folder(self, name: str, seed: int) -> Path:
         return tiny_models.save(self.root / name, seed, tied=False)
 
-    def publish(self, release_id: str, folder: Path, model: str = "tiny", parent: str | None = None) -> Release:
+    def publish(
+        self, release_id: str, folder: Path, model: str = "tiny", parent: str | None = None
+    ) -> Release:
         release = Release(
             id=release_id,
             model=model,
-            created="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+            created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
             artifact=self.registry.artifacts.put("policy", folder),
             canary=Canary(token_ids=(1, 2, 3), logprobs=(0.0, 0.0)),
             parent=parent,
@@ -114,13 +119,22 @@ def change_json(name: str, **fields: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (change_weights(lambda w: w.update({LAYER: w[LAYER][:, :-1].contiguous()})), f"{LAYER}: expected F32"),
-        (change_weights(lambda w: w.update({LAYER: w[LAYER].bfloat16()})), f"{LAYER}: expected F32"),
+        (
+            change_weights(lambda w: w.update({LAYER: w[LAYER][:, :-1].contiguous()})),
+            f"{LAYER}: expected F32",
+        ),
+        (
+            change_weights(lambda w: w.update({LAYER: w[LAYER].bfloat16()})),
+            f"{LAYER}: expected F32",
+        ),
         (change_weights(lambda w: w.pop(LAYER)), f"{LAYER}: expected a tensor"),
         (change_weights(lambda w: w.update(extra=torch.zeros(1))), "extra: expected no tensor"),
         (change_json("tokenizer.json", version="2.0"), "tokenizer.json: expected the tokenizer"),
         (change_json("config.json", rope_theta=5.0), "config.rope_theta"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 20), "safetensors header"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 20),
+            "safetensors header",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "at least one safetensors file"),
     ],
     ids=["shape", "dtype", "missing", "extra", "tokenizer", "config", "damaged", "no-weights"],

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,7 +26,7 @@ def openai(server: VllmServer, user: str) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key=f"il-{user}", max_retries=0)
 
 
-def chunks(response: httpx.Response) -> Iterator[dict[str, object]]:
+def chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():
         if line.startswith("data: {"):
             yield json.loads(line.removeprefix("data: "))
@@ -60,7 +61,7 @@ def test_stream_says_the_same_as_one_body(vllm_server: VllmServer) -> None:
     with vllm_server.client("bob") as client:
         whole = client.post("/v1/completions", json=GREEDY).json()["choices"][0]["text"]
         with client.stream("POST", "/v1/completions", json={**GREEDY, "stream": True}) as response:
-            parts = [chunk["choices"][0]["text"] for chunk in chunks(response)]  # type: ignore[index]
+            parts = [chunk["choices"][0]["text"] for chunk in chunks(response)]
     assert "".join(parts) == whole
 
 
@@ -99,8 +100,9 @@ def test_log_holds_exactly_the_requests_of_who_agreed(vllm_server: VllmServer) -
     assert first.release_id == answers[0].headers["x-policy-release"]
     assert logged[answers[1].json()["id"]].source == pb.SOURCE_PLAYGROUND
     for index in (0, 1):
-        parts = [c["text"] for s in streamed for c in s["choices"] if c["index"] == index]  # type: ignore[attr-defined]
-        assert logged[str(streamed[0]["id"])].outputs[index].text == "".join(parts)
+        choices = [c for s in streamed for c in s["choices"] if c["index"] == index]
+        parts = "".join(c["text"] for c in choices)
+        assert logged[streamed[0]["id"]].outputs[index].text == parts
 
 
 def test_client_that_leaves_is_not_recorded(vllm_server: VllmServer) -> None:
@@ -115,9 +117,14 @@ def test_client_that_leaves_is_not_recorded(vllm_server: VllmServer) -> None:
 
 
 def test_swap_under_load_fails_mixes_and_mislabels_nothing(vllm_server: VllmServer) -> None:
-    want = {r.id: tiny_models.greedy(vllm_server.folders[r.id], PROMPT, 24) for r in vllm_server.releases}
+    want = {
+        r.id: tiny_models.greedy(vllm_server.folders[r.id], PROMPT, 24)
+        for r in vllm_server.releases
+    }
     assert len(set(want.values())) == 3
-    done, failures, seen = threading.Event(), [], []
+    done = threading.Event()
+    failures: list[tuple[str, str]] = []
+    seen: list[str] = []
 
     def ask_on(streams: bool) -> None:
         with vllm_server.client("bob") as client:
@@ -160,10 +167,12 @@ def ask_streamed(client: httpx.Client) -> tuple[str, str]:
         parts = list(chunks(response))
         labels = {part["system_fingerprint"] for part in parts}
         assert labels == {response.headers["x-policy-release"]}
-    return str(labels.pop()), "".join(p["choices"][0]["text"] for p in parts)  # type: ignore[index]
+    return str(labels.pop()), "".join(p["choices"][0]["text"] for p in parts)
 
 
-def test_bad_release_is_refused_while_serving_goes_on(vllm_server: VllmServer, tmp_path: Path) -> None:
+def test_bad_release_is_refused_while_serving_goes_on(
+    vllm_server: VllmServer, tmp_path: Path
+) -> None:
     good = vllm_server.releases[1]
     vllm_server.registry.publish(good)
     vllm_server.wait_for(good.id)
@@ -179,10 +188,17 @@ def test_bad_release_is_refused_while_serving_goes_on(vllm_server: VllmServer, t
     vllm_server.registry.publish(wrong)
     vllm_server.wait_for("r-canary")
     with vllm_server.client("bob") as client:
-        assert ask_whole(client) == (good.id, tiny_models.greedy(vllm_server.folders[good.id], PROMPT, 24))
+        assert ask_whole(client) == (
+            good.id,
+            tiny_models.greedy(vllm_server.folders[good.id], PROMPT, 24),
+        )
         changes = client.get("/v1/releases").json()["data"]
     assert [c["outcome"] for c in changes[-2:]] == ["refused", "rolled_back"]
     assert "NaN" in changes[-2]["reason"]
-    transitions = [e.release_change.transition for e in vllm_server.sink.events() if e.HasField("release_change")]
+    transitions = [
+        e.release_change.transition
+        for e in vllm_server.sink.events()
+        if e.HasField("release_change")
+    ]
     assert transitions[-2:] == [pb.RELEASE_TRANSITION_REFUSED, pb.RELEASE_TRANSITION_ROLLED_BACK]
     vllm_server.registry.publish(good)
