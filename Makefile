@@ -1,0 +1,120 @@
+# One target per job; each sets up what it needs first. `make help` lists them.
+#
+#   TORCH=cpu|cu130|auto ...   take PyTorch from its own index, in the build of that name, instead of
+#                              the default one; export it, so that every target sees the same
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SEED ?= 1
+DATA ?= $(INSTRUCTLOOP_DATA)
+SUITE ?=
+ARGS ?=
+
+UV_VERSION := 0.13.8
+UV := .uv/bin/uv
+RUN := .venv/bin/python
+CODE := contracts serving feedback training instructloop demo benchmarks
+READY := .venv/.ready$(if $(TORCH),-$(TORCH))
+COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
+PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
+
+.PHONY: help setup demo e2e test chromium check format lint types imports schema proto lock bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment in .venv from requirements.lock
+	@:
+
+demo: setup ## one whole round on simulated people, about ten minutes (SEED=1)
+	@exec $(RUN) -m demo --seed $(SEED)
+
+e2e: setup ## the same round on real rankings (DATA=folder)
+	@[ -n "$(DATA)" ] || { echo "make e2e needs DATA=folder: see README, Real input" >&2; exit 2; }
+	@exec .venv/bin/instructloop loop --config demo/e2e.toml --data "$(DATA)"
+
+test: setup chromium ## every test, one real vLLM engine and one real browser included (ARGS="-k swap")
+	@exec $(RUN) -m pytest $(ARGS)
+
+check: lint types imports schema ## format, lint, types, imports and event schema
+
+format: setup ## rewrite the code in its format
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+proto: setup ## generate contracts/v1 from proto/
+	@$(PROTOC) --python_out=. --pyi_out=. proto/contracts/v1/events.proto
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	@$(UV) $(COMPILE) --upgrade -o requirements.lock
+	@$(MAKE) setup
+
+bench: setup ## measure one suite into benchmarks/results (SUITE=demo|e2e)
+	@exec $(RUN) -m benchmarks $(SUITE)
+
+clean: ## remove what was made, but for runs/
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
+	find $(CODE) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The parts of `make check`.
+
+lint: setup
+	@.venv/bin/ruff format --check --quiet . || { echo "not in format: run make format" >&2; exit 1; }
+	@.venv/bin/ruff check .
+
+types: setup
+	@.venv/bin/mypy $(CODE) tests
+
+imports: setup
+	@.venv/bin/lint-imports --quiet || { .venv/bin/lint-imports; exit 1; }
+
+# A change of the schema is compared with the commit that it is built on: where this branch left
+# main or, on main itself, the commit before.
+schema: setup
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT
+	$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" proto/contracts/v1/events.proto
+	diff -r "$$fresh/contracts/v1" contracts/v1 -x __init__.py -x __pycache__ || \
+	  { echo "contracts/v1 is not what proto/ says: run make proto" >&2; exit 1; }
+	.venv/bin/buf lint proto
+	head=$$(git rev-parse -q --verify HEAD || true)
+	base=$$(git merge-base HEAD origin/main 2>/dev/null || true)
+	[ -n "$$base" ] && [ "$$base" != "$$head" ] || base=$$(git rev-parse -q --verify HEAD^ || true)
+	if [ -n "$$base" ] && git cat-file -e "$$base:proto" 2>/dev/null; then
+	  git archive "$$base" proto | tar -x -C "$$fresh"
+	  .venv/bin/buf breaking proto --against "$$fresh/proto"
+	else
+	  echo "schema: no earlier commit to compare with"
+	fi
+
+# What the targets stand on.
+
+$(READY): requirements.lock pyproject.toml | .uv/$(UV_VERSION)
+	@echo "setting up .venv (Python 3.11; downloads a few GB the first time)"
+	@$(UV) venv --quiet --allow-existing --python 3.11 .venv
+	@rm -f .venv/.ready*
+	@$(if $(TORCH),$(UV) $(COMPILE) --torch-backend $(TORCH) -c requirements.lock -o .venv/requirements.txt)
+	@$(UV) pip sync --python $(RUN) $(if $(TORCH),--torch-backend $(TORCH) .venv/requirements.txt,requirements.lock)
+	@$(UV) pip install --quiet --python $(RUN) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.uv/$(UV_VERSION):
+	@rm -rf .uv
+	@$(PYTHON) -m venv .uv || { echo "no Python with venv: install python3.11 and python3.11-venv" >&2; exit 1; }
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+# For the test of the Playground. Without it that test is skipped, and fails where CI=true.
+chromium:
+	@command -v chromium >/dev/null && exit 0
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  echo "installing chromium"
+	  export DEBIAN_FRONTEND=noninteractive
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	    </dev/null >/dev/null 2>&1 || echo "chromium could not be installed; going on without"
+	fi
