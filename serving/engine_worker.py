@@ -117,7 +117,7 @@ def _finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_same_layout(live: nn.Module, twin: nn.Module) -> None:
-    """The two must share weights between the same modules, or a per-module exchange would mix them."""
+    """Both must share weights between the same modules, or an exchange by module would mix them."""
     if _layout(live) != _layout(twin):
         raise ValueError("expected the parameters of the running model, got another layout")
 

@@ -69,11 +69,9 @@ def vllm_server(
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process, log)
         yield VllmServer(url, registry, sink, log, process.pid, request.param, releases, folders)
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
 
 
 def start_server(registry: Path, port: int, events: Path, log: Path) -> "subprocess.Popen[bytes]":
