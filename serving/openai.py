@@ -69,8 +69,10 @@ def router(
                 f"The model `{asked['model']}` does not exist or you do not have access to it."
             )
         permit = await run_in_threadpool(_permit, kind, body, asked, request, caller, consent)
-        engine_body = asked | {"return_token_ids": True}
-        return Answer(desk, Ask(kind, engine_body, bool(asked.get("return_token_ids")), permit))
+        wants_token_ids = bool(asked.get("return_token_ids"))
+        # Only where they are needed: with them vLLM leaves the prompt out of an echo.
+        engine_body = asked | {"return_token_ids": wants_token_ids or permit is not None}
+        return Answer(desk, Ask(kind, engine_body, wants_token_ids, permit))
 
     @routes.post("/completions")
     async def create_completion(request: Request, caller: Caller) -> Answer:

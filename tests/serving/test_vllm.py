@@ -19,7 +19,14 @@ from tests.conftest import VllmServer
 pytestmark = pytest.mark.vllm
 
 PROMPT = "Write one sentence"
-GREEDY = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_tokens": 24, "ignore_eos": True}
+GREEDY = {
+    "model": "tiny",
+    "prompt": PROMPT,
+    "temperature": 0,
+    "max_tokens": 24,
+    "ignore_eos": True,
+    "return_token_ids": True,
+}
 
 
 def openai(server: VllmServer, user: str) -> OpenAI:
@@ -80,7 +87,9 @@ def test_log_holds_exactly_the_requests_of_who_agreed(vllm_server: VllmServer) -
             assert stream.headers["x-instructloop-recorded"] == "true"
         other = playground | {"x-instructloop-notice": "v0"}
         not_recorded = [ann.post("/v1/completions", json=ask, headers=other)]
-        not_recorded.append(ann.post("/v1/completions", json={**ask, "echo": True}))
+        echo = ann.post("/v1/completions", json={**ask, "echo": True})
+        assert echo.json()["choices"][0]["text"].startswith("List three colours")
+        not_recorded.append(echo)
     for user in ("bob", "prod-ann"):
         with vllm_server.client(user) as client:
             not_recorded.append(client.post("/v1/completions", json=ask))
@@ -94,9 +103,10 @@ def test_log_holds_exactly_the_requests_of_who_agreed(vllm_server: VllmServer) -
     first = logged[answers[0].json()["id"]]
     words = tiny_models.tokenizer()
     assert [o.text for o in first.outputs] == [c["text"] for c in answers[0].json()["choices"]]
-    assert [words.decode(list(o.token_ids), skip_special_tokens=True) for o in first.outputs] == [
-        o.text for o in first.outputs
-    ]
+    for output in first.outputs:
+        # vLLM leaves out a character whose last bytes never came, Hugging Face marks it.
+        text = words.decode(list(output.token_ids), skip_special_tokens=True)
+        assert text.rstrip("\ufffd") == output.text.rstrip("\ufffd")
     assert first.release_id == answers[0].headers["x-policy-release"]
     assert logged[answers[1].json()["id"]].source == pb.SOURCE_PLAYGROUND
     for index in (0, 1):
@@ -121,18 +131,18 @@ def test_swap_under_load_fails_mixes_and_mislabels_nothing(vllm_server: VllmServ
         r.id: tiny_models.greedy(vllm_server.folders[r.id], PROMPT, 24)
         for r in vllm_server.releases
     }
-    assert len(set(want.values())) == 3
+    assert len(set(map(tuple, want.values()))) == 3
     done = threading.Event()
-    failures: list[tuple[str, str]] = []
+    failures: list[tuple[str, list[int]]] = []
     seen: list[str] = []
 
     def ask_on(streams: bool) -> None:
         with vllm_server.client("bob") as client:
             while not done.is_set():
-                label, text = ask_streamed(client) if streams else ask_whole(client)
+                label, tokens = ask_streamed(client) if streams else ask_whole(client)
                 seen.append(label)
-                if want.get(label) != text:
-                    failures.append((label, text))
+                if want.get(label) != tokens:
+                    failures.append((label, tokens))
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(ask_on, i % 2 == 0) for i in range(8)]
@@ -153,21 +163,21 @@ def test_swap_under_load_fails_mixes_and_mislabels_nothing(vllm_server: VllmServ
     print(f"{len(seen)} answers over 4 swaps:", changes[-4:])
 
 
-def ask_whole(client: httpx.Client) -> tuple[str, str]:
+def ask_whole(client: httpx.Client) -> tuple[str, list[int]]:
     response = client.post("/v1/completions", json=GREEDY)
     assert response.status_code == 200, response.text
     body = response.json()
     assert body["system_fingerprint"] == response.headers["x-policy-release"]
-    return body["system_fingerprint"], body["choices"][0]["text"]
+    return body["system_fingerprint"], body["choices"][0]["token_ids"]
 
 
-def ask_streamed(client: httpx.Client) -> tuple[str, str]:
+def ask_streamed(client: httpx.Client) -> tuple[str, list[int]]:
     with client.stream("POST", "/v1/completions", json={**GREEDY, "stream": True}) as response:
         assert response.status_code == 200
         parts = list(chunks(response))
         labels = {part["system_fingerprint"] for part in parts}
         assert labels == {response.headers["x-policy-release"]}
-    return str(labels.pop()), "".join(p["choices"][0]["text"] for p in parts)
+    return str(labels.pop()), [token for p in parts for token in p["choices"][0]["token_ids"]]
 
 
 def test_bad_release_is_refused_while_serving_goes_on(
