@@ -5,6 +5,7 @@ mask is needed and positions count from 0. R response tokens, H hidden size, V v
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -23,6 +24,18 @@ from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.release import Canary
 
 REWARD_HEAD = "reward_head.safetensors"
+
+# Where Hugging Face keeps what turns text into tokens and back.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -46,7 +59,21 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """Write weights (safetensors), config and tokenizer into a new folder."""
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The files that it was loaded from, byte for byte, because a server refuses a release whose tokenizer differs.
+
+    Written by the library they would differ. A new tokenizer, which has no folder yet, is written by the library.
+    """
+    source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    if source is None:
+        tokenizer.save_pretrained(folder)
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 @torch.no_grad()
@@ -68,7 +95,7 @@ def _check_plain_head(model: PreTrainedModel) -> None:
 
 def unembedding(model: PreTrainedModel) -> nn.Module:
     """The linear layer from hidden states to logits."""
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module = model.get_output_embeddings()
     return head
 
 
@@ -133,7 +160,7 @@ class RewardModel(nn.Module):
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         folder.mkdir(parents=True)
         self.backbone.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         head = {"weight": self.head.weight, "bias": self.head.bias, "shift": self.shift}
         save_file({k: v.detach().contiguous() for k, v in head.items()}, folder / REWARD_HEAD)
 
