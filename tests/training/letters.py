@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -40,7 +41,8 @@ def answer(rng: random.Random) -> str:
 
 def prompts(count: int) -> list[PromptRow]:
     return [
-        PromptRow(f"p{i}", f"user{i % 8}", f"Letters {i % 10}:", (), "generation") for i in range(count)
+        PromptRow(f"p{i}", f"user{i % 8}", f"Letters {i % 10}:", (), "generation")
+        for i in range(count)
     ]
 
 
@@ -78,23 +80,14 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.base, self.sft, self.reward = root / "base", root / "sft", root / "reward"
-        pretrain(PRETRAIN, documents(200, seed=0), self.base, Metrics(root / "m0"))
-        train_sft(
-            SFT,
-            self.base,
-            demonstrations(128, seed=1),
-            demonstrations(16, seed=2),
-            self.sft,
-            Metrics(root / "m1"),
-        )
-        train_reward_model(
-            REWARD,
-            self.sft,
-            rankings(128, seed=3),
-            demonstrations(32, seed=4),
-            self.reward,
-            Metrics(root / "m2"),
-        )
+        with closing(Metrics(root / "base-metrics")) as metrics:
+            pretrain(PRETRAIN, documents(200, seed=0), self.base, metrics)
+        taught, held_out = demonstrations(128, seed=1), demonstrations(16, seed=2)
+        with closing(Metrics(root / "sft-metrics")) as metrics:
+            train_sft(SFT, self.base, taught, held_out, self.sft, metrics)
+        ranked, zero = rankings(128, seed=3), demonstrations(32, seed=4)
+        with closing(Metrics(root / "reward-metrics")) as metrics:
+            train_reward_model(REWARD, self.sft, ranked, zero, self.reward, metrics)
 
 
 class TorchSampler:

@@ -36,7 +36,9 @@ def test_a_tie_is_dropped_from_the_ranking_loss() -> None:
 def test_ranking_loss_is_the_mean_over_all_pairs_of_a_prompt() -> None:
     torch.manual_seed(0)
     scores_K = torch.randn(7, dtype=torch.float64)
-    pairs = [-torch.log(torch.sigmoid(scores_K[i] - scores_K[j])) for i, j in combinations(range(7), 2)]
+    pairs = [
+        -torch.log(torch.sigmoid(scores_K[i] - scores_K[j])) for i, j in combinations(range(7), 2)
+    ]
     assert len(pairs) == 21
     loss = ranking_loss(scores_K[None], torch.arange(7)[None], full([[0.0] * 7]))
     assert loss.item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-12)
@@ -148,7 +150,9 @@ def test_policy_loss_clips_on_both_sides() -> None:
         (0.1, 0.3, 0.02),
     ],
 )
-def test_value_loss_is_half_of_the_worse_error(value: float, target: float, expected: float) -> None:
+def test_value_loss_is_half_of_the_worse_error(
+    value: float, target: float, expected: float
+) -> None:
     values_BR, returns_BR = torch.tensor([[value, 50.0]]), torch.tensor([[target, 0.0]])
     mask_BR = torch.tensor([[True, False]])
     loss = value_loss(values_BR, torch.zeros(1, 2), returns_BR, mask_BR, 0.2)

@@ -1,0 +1,241 @@
+"""Heads, log-probabilities and round trips, on several architectures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedConfig,
+    Qwen2Config,
+)
+
+from contracts.errors import CorruptArtifact, InvalidInput
+from serving.checkpoint import check_interchangeable
+from tests import tiny_models
+from training.data import length_mask, pad
+from training.model import (
+    REWARD_HEAD,
+    RewardModel,
+    canary_of,
+    load_policy,
+    load_tokenizer,
+    parameter_count,
+    response_logprobs,
+    save_policy,
+)
+from training.sft import response_loss, set_residual_dropout
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
+    "head_dim": 16,
+    "eos_token_id": 0,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "gemma": lambda: GemmaConfig(**SIZES),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=0
+    ),
+    "gpt-neox": lambda: GPTNeoXConfig(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        eos_token_id=0,
+    ),
+}
+
+
+def write(config: PreTrainedConfig, folder: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def policy_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(ARCHITECTURES[request.param](), tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return tiny_models.save(tmp_path / "tiny", 0, tied=True)
+
+
+def test_response_logprobs_are_those_of_the_full_softmax(policy_folder: Path) -> None:
+    model = load_policy(policy_folder)
+    prompts, responses = [[5, 6, 7], [8], [9, 10]], [[11, 12], [13, 14, 15, 0], [16]]
+    tokens_BT, _ = pad([p + r for p, r in zip(prompts, responses, strict=True)], pad_id=3)
+    mask_BR = length_mask(torch.tensor([2, 4, 1]))
+    with torch.no_grad():
+        got_BR = response_logprobs(model, tokens_BT, torch.tensor([3, 1, 2]), mask_BR)
+    for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        # One row at a time, nothing padded.
+        ids = prompt + response
+        with torch.no_grad():
+            all_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = [all_TV[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))]
+        assert got_BR[b, : len(response)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert (got_BR[b, len(response) :] == 0).all()
+
+
+def test_one_sft_step_lowers_the_loss_on_every_architecture(policy_folder: Path) -> None:
+    model = load_policy(policy_folder)
+    pairs = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0])]
+    set_residual_dropout(model, 0.2)
+    before = response_loss(model, pairs)
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.02 * parameter.grad
+    assert response_loss(model, pairs).item() < before.item()
+
+
+def test_reward_backbone_is_the_policy_without_its_unembedding(policy_folder: Path) -> None:
+    reward, policy = RewardModel.from_policy(policy_folder), load_policy(policy_folder)
+    tokens_BT = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        ours = reward.backbone(input_ids=tokens_BT).last_hidden_state
+        theirs = policy(input_ids=tokens_BT, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_soft_cap_on_the_logits_is_refused(tmp_path: Path) -> None:
+    # Small logits hide a cap of 30: 30 * tanh(0.3 / 30) is 0.29999.
+    folder = write(Gemma2Config(**SIZES, final_logit_softcapping=30.0), tmp_path / "gemma2")
+    with pytest.raises(InvalidInput, match="a plain unembedding"):
+        load_policy(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="model folder"):
+        load_policy(tmp_path)
+
+
+def test_reward_head_starts_as_the_recipe_says() -> None:
+    # d = 1023, so the standard deviation is 1/32; 2 x 1023 draws know it to about 2 %.
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=1023,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=2,
+        num_key_value_heads=1,
+    )
+    backbone = LlamaModel(config)
+    torch.manual_seed(0)
+    heads = [RewardModel(backbone).head for _ in range(2)]
+    weights = torch.cat([h.weight.detach().flatten() for h in heads])
+    assert weights.std().item() == pytest.approx(1 / 32, rel=0.08)
+    assert abs(weights.mean().item()) < 4 / 32 / len(weights) ** 0.5
+    assert [h.bias.item() for h in heads] == [0.0, 0.0]
+
+
+def test_a_score_is_read_at_the_last_real_token(tiny: Path) -> None:
+    model = RewardModel.from_policy(tiny).eval()
+    sequences = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    with torch.no_grad():
+        alone = [model(torch.tensor([s]), torch.tensor([len(s)])).item() for s in sequences]
+        for pad_id in (0, 9):
+            tokens_BT, lengths_B = pad(sequences, pad_id)
+            wide_BT = torch.nn.functional.pad(tokens_BT, (0, 4), value=pad_id)
+            assert model(wide_BT, lengths_B).tolist() == pytest.approx(alone, abs=1e-5)
+        # The same figure as the value of the last token; another text has another score.
+        every_BT = model.token_scores(torch.tensor([sequences[0]]))
+    assert every_BT[0, 2].item() == pytest.approx(alone[0], abs=1e-6)
+    assert abs(alone[0] - alone[1]) > 1e-3
+
+
+def test_the_shift_is_part_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    model, batch = RewardModel.from_policy(tiny).eval(), (torch.tensor([[5, 6]]), torch.tensor([2]))
+    with torch.no_grad():
+        unshifted = model(*batch).item()
+        model.shift += 1.5
+        model.save(tmp_path / "reward", load_tokenizer(tiny))
+        again = RewardModel.load(tmp_path / "reward").eval()
+        assert again(*batch).item() == pytest.approx(unshifted - 1.5, abs=1e-6)
+        assert again.token_scores(batch[0])[0, 1].item() == again(*batch).item()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "a policy"])
+def test_a_reward_model_without_its_head_is_refused(
+    tiny: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "reward"
+    RewardModel.from_policy(tiny).save(folder, load_tokenizer(tiny))
+    if damage == "missing":
+        (folder / REWARD_HEAD).unlink()
+    elif damage == "cut":
+        (folder / REWARD_HEAD).write_bytes((folder / REWARD_HEAD).read_bytes()[:40])
+    else:
+        (folder / REWARD_HEAD).write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(CorruptArtifact, match=REWARD_HEAD):
+        RewardModel.load(folder)
+
+
+def test_a_round_trip_keeps_every_weight_and_every_tokenizer_byte(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    save_policy(load_policy(policy_folder), load_tokenizer(policy_folder), copy)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (copy / name).read_bytes() == (policy_folder / name).read_bytes()
+    assert sorted(p.name for p in copy.iterdir()) == sorted(p.name for p in policy_folder.iterdir())
+    before, after = load_policy(policy_folder).state_dict(), load_policy(copy).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert canary_of(copy) == canary_of(policy_folder)
+
+
+def test_the_canary_is_what_hugging_face_says(tiny: Path) -> None:
+    canary, model = canary_of(tiny), load_policy(tiny)
+    ids = list(canary.token_ids)
+    loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+    assert -sum(canary.logprobs) / len(canary.logprobs) == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_tied_weight_is_counted_once(tmp_path: Path) -> None:
+    counts = [
+        parameter_count(tiny_models.save(tmp_path / str(tied), 0, tied=tied)) for tied in (False, True)
+    ]
+    assert counts[0] - counts[1] == 320 * 128
+
+
+def test_the_tokenizer_files_of_a_model_from_outside_stay_as_they_are(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """A server refuses a release whose tokenizer files differ from those of the running model."""
+    settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tiny / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "chat_template": "{{ 1 }}"})
+    )
+    (tiny / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    (tiny / "merges.txt").write_text("#version: 0.2\n")
+    save_policy(load_policy(tiny), load_tokenizer(tiny), tmp_path / "policy")
+    RewardModel.from_policy(tiny).save(tmp_path / "reward", load_tokenizer(tiny))
+    check_interchangeable(tiny, tmp_path / "policy")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "merges.txt"):
+        assert (tmp_path / "reward" / name).read_bytes() == (tiny / name).read_bytes()
+    assert not (tmp_path / "policy" / "chat_template.jinja").exists()

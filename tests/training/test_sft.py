@@ -1,0 +1,91 @@
+"""What demonstrations teach: the response's tokens, nothing else, the same for the same seed."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from contracts.errors import InvalidInput
+from tests import tiny_models
+from tests.training.letters import SFT, World, demonstrations
+from training.config import SftConfig
+from training.metrics import Metrics, read_metrics
+from training.model import load_policy
+from training.optimizer import cosine_share
+from training.sft import response_loss, set_residual_dropout, train_sft
+
+
+def test_loss_is_over_the_response_alone() -> None:
+    model = tiny_models.model(0, tied=True)
+    pairs = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0])]
+    tokens_BT = torch.tensor([[5, 6, 7, 11, 12, 0], [8, 13, 0, 0, 0, 0]])
+    # -100 is what Hugging Face leaves out: prompts and padding.
+    labels_BT = torch.tensor([[-100] * 3 + [11, 12, 0], [-100, 13, 0] + [-100] * 3])
+    logits_BTV = model(input_ids=tokens_BT).logits[:, :-1]
+    expected = F.cross_entropy(logits_BTV.reshape(-1, 320), labels_BT[:, 1:].reshape(-1))
+    assert response_loss(model, pairs).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_residual_dropout_acts_in_training_mode_and_goes_away() -> None:
+    model = tiny_models.model(0, tied=True)
+    tokens_BT = torch.tensor([[5, 6, 7, 8]])
+
+    def logits(training: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return model.train(training)(input_ids=tokens_BT).logits
+
+    plain = logits(False)
+    set_residual_dropout(model, 0.2)
+    torch.manual_seed(0)
+    assert torch.equal(logits(False), plain)
+    assert not torch.equal(logits(True), plain)
+    assert not torch.equal(logits(True), logits(True))
+    set_residual_dropout(model, 0.0)
+    assert torch.equal(logits(True), plain)
+
+
+def test_residual_dropout_refuses_layers_that_it_does_not_know() -> None:
+    model = tiny_models.model(0, tied=True)
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(InvalidInput, match="dropout"):
+        set_residual_dropout(model, 0.2)
+
+
+def test_sft_learns_and_leaves_the_parent_alone(world: World) -> None:
+    rows = [r for r in read_metrics(world.sft.parent / "sft-metrics") if "loss" in r]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["rate"] == SFT.learning_rate
+    prompt_and_answer = [([5, 6, 7], [11, 12, 0])]
+    losses = {
+        folder: response_loss(load_policy(folder), prompt_and_answer).item()
+        for folder in (world.base, world.sft)
+    }
+    assert losses[world.base] != losses[world.sft]
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(world: World, tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        config = SftConfig(epochs=1, batch=8, learning_rate=1e-3, dropout=0.2, seed=seed)
+        torch.rand(7)  # what was drawn before must not matter
+        with closing(Metrics(tmp_path / f"{name}-metrics")) as metrics:
+            train_sft(config, world.base, demonstrations(24, 5), [], tmp_path / name, metrics)
+        states.append(load_policy(tmp_path / name).state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_demonstrations_that_are_all_too_long_are_refused(world: World, tmp_path: Path) -> None:
+    config = SftConfig(max_response_tokens=1)
+    expected = pytest.raises(InvalidInput, match="demonstrations: expected at least one within")
+    with closing(Metrics(tmp_path / "metrics")) as metrics, expected:
+        train_sft(config, world.base, demonstrations(4, 5), [], tmp_path / "a", metrics)
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_rate_falls_along_a_cosine_to_a_tenth() -> None:
+    assert cosine_share(0, 100, 0.1) == 1.0
+    assert cosine_share(50, 100, 0.1) == pytest.approx(0.55)
+    assert cosine_share(100, 100, 0.1) == pytest.approx(0.1)
