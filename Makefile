@@ -72,7 +72,8 @@ types: setup
 	@.venv/bin/mypy $(CODE) tests
 
 imports: setup
-	@.venv/bin/lint-imports --quiet || { .venv/bin/lint-imports; exit 1; }
+	@found=$$(.venv/bin/lint-imports 2>&1) || { echo "$$found" >&2; exit 1; }
+	tail -n 1 <<<"$$found"
 
 # A change of the schema is compared with the commit that it is built on: where this branch left
 # main or, on main itself, the commit before.
@@ -94,7 +95,7 @@ schema: setup
 
 # What the targets stand on.
 
-$(READY): requirements.lock pyproject.toml | .uv/$(UV_VERSION)
+$(READY): requirements.lock | .uv/$(UV_VERSION)
 	@echo "setting up .venv (Python 3.11; downloads a few GB the first time)"
 	@$(UV) venv --quiet --allow-existing --python 3.11 .venv
 	@rm -f .venv/.ready*
