@@ -34,11 +34,12 @@ from instructloop.stages import Say, Stages
 from instructloop.version import code_version
 from serving.access import KeyStore
 from training.data import PromptRow, prompt_text, read_set
+from training.model import hide_progress_bars
 
 CONFIG = Path(__file__).with_name("demo.toml")
 PEOPLE = 60
 PROMPTS_EACH = 16
-DEMONSTRATIONS = 10_000
+DEMONSTRATIONS = 20_000
 DOCUMENTS = 8_000
 # People who keep asking around the swap, and how long they go on on each side of it.
 ASKING = 6
@@ -86,6 +87,7 @@ def run_demo(seed: int, folder: Path, say: Say) -> dict[str, Any]:
 
     A run that was interrupted goes on after its last finished stage; a finished one is run anew.
     """
+    hide_progress_bars()
     demo = prepare(seed, folder, say)
     started = time.perf_counter()
 

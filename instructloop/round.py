@@ -16,6 +16,7 @@ from instructloop.report import write_report
 from instructloop.stages import Say, Stages
 from instructloop.text import read_documents
 from instructloop.version import code_version
+from training.model import hide_progress_bars
 
 STAGES = "stages"
 
@@ -26,6 +27,7 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
 
     A refused policy is not an error of the run: the report says why, and nothing is released.
     """
+    hide_progress_bars()
     version = code_version()
     identity = {"config": config.model_dump(mode="json"), "code": version}
     stages = Stages(config.run / STAGES, identity, say)

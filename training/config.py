@@ -1,4 +1,6 @@
-"""One frozen config per stage; the defaults are InstructGPT's numbers (arXiv 2203.02155), sections in comments."""
+"""One frozen config per stage; the defaults are InstructGPT's numbers (arXiv 2203.02155), sections
+in comments.
+"""
 
 from typing import Literal
 
@@ -19,7 +21,9 @@ class StageConfig(BaseModel):
 
 
 class PretrainConfig(StageConfig):
-    """A small Llama and its tokenizer from scratch, for those who bring no model. Sizes are ours, not the paper's."""
+    """A small Llama and its tokenizer from scratch, for those who bring no model. Sizes are ours,
+    not the paper's.
+    """
 
     vocab_size: int = Field(default=1024, ge=300)
     hidden_size: int = 256
@@ -69,7 +73,8 @@ class PpoConfig(StageConfig):
     value_rate: float = Field(default=9e-6, gt=0)
     # The rate rises from a tenth over this many iterations, then stays.
     warmup_iterations: int = 10
-    # The value network alone learns for this many iterations first; the policy stands still meanwhile.
+    # The value network alone learns for this many iterations first; the policy stands still
+    # meanwhile.
     value_warmup_iterations: int = 0
     clip: float = 0.2
     value_clip: float = 0.2

@@ -37,7 +37,9 @@ class SftRow(PromptRow):
 
 @dataclass(frozen=True)
 class RankedRow(PromptRow):
-    """`ranks` are aligned with `responses`, 0 best, ties equal; `finished` is False where max_tokens cut."""
+    """`ranks` are aligned with `responses`, 0 best, ties equal; `finished` is False where
+    max_tokens cut.
+    """
 
     rater_id: str
     responses: tuple[str, ...]
@@ -80,7 +82,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
 def encode_response(
     tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True
 ) -> list[int]:
-    """The response's token ids; a finished one ends with the end-of-text token, a cut one does not."""
+    """The response's token ids; a finished one ends with end-of-text, a cut one does not."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*ids, tokenizer.eos_token_id] if finished else ids
 
@@ -107,20 +109,24 @@ def length_mask(lengths_B: Tensor, width: int | None = None) -> Tensor:
 
 
 def shuffled_batches(count: int, size: int, rng: random.Random) -> list[list[int]]:
-    """The indices 0..count-1 in a random order, in batches of `size`; the last one may be smaller."""
+    """The indices 0..count-1 in a random order, in batches of `size`; the last may be smaller."""
     order = list(range(count))
     rng.shuffle(order)
     return [order[i : i + size] for i in range(0, count, size)]
 
 
 def similar_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in batches of `size` neighbours by length, so that little is padded. For inference only."""
+    """Indices in batches of `size` neighbours by length, so that little is padded. For inference
+    only.
+    """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 class TokenStream:
-    """Documents joined by the end-of-text token and cut into rows of `width` tokens, drawn without end."""
+    """Documents joined by the end-of-text token and cut into rows of `width` tokens, drawn without
+    end.
+    """
 
     def __init__(
         self, documents: Iterable[Sequence[int]], eos_id: int, width: int, seed: int

@@ -20,7 +20,8 @@ class Decision:
 def decide(config: GateConfig, win_rate: Interval, kl: float, lm_loss_rise: float) -> Decision:
     """Whether a policy may be released, and every reason why not.
 
-    `kl` in nats per response against the parent, `lm_loss_rise` in nats per token. A figure that is not a number fails.
+    `kl` in nats per response against the parent, `lm_loss_rise` in nats per token. A figure that is
+    not a number fails.
     """
     reasons = []
     if not kl <= config.max_kl:
@@ -29,12 +30,13 @@ def decide(config: GateConfig, win_rate: Interval, kl: float, lm_loss_rise: floa
         )
     if not win_rate.low > config.min_win_rate:
         reasons.append(
-            f"win rate by {config.judge}: expected the 95 % interval above {config.min_win_rate:g}, "
+            f"win rate by {config.judge}: expected the 95 % interval above "
+            f"{config.min_win_rate:g}, "
             f"got {win_rate.mean:.3f} [{win_rate.low:.3f}, {win_rate.high:.3f}]"
         )
     if not lm_loss_rise <= config.max_lm_loss_rise:
         reasons.append(
-            f"held-out language modelling: expected a rise of at most {config.max_lm_loss_rise:g} nats a token, "
-            f"got {lm_loss_rise:.3f}"
+            f"held-out language modelling: expected a rise of at most "
+            f"{config.max_lm_loss_rise:g} nats a token, got {lm_loss_rise:.3f}"
         )
     return Decision(tuple(reasons))

@@ -7,7 +7,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Metrics:
-    """Writes `metrics.jsonl` and TensorBoard event files into `folder`; keeps the rows for the report."""
+    """Writes `metrics.jsonl` and TensorBoard event files into `folder`; keeps the rows for the
+    report.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Policy, value and reward heads on any Hugging Face causal language model from a local folder.
 
-Shapes: B sequences of T tokens, right-padded: under a causal mask nothing real ever attends to padding, so no attention
-mask is needed and positions count from 0. R response tokens, H hidden size, V vocabulary.
+Shapes: B sequences of T tokens, right-padded: under a causal mask nothing real ever attends to
+padding, so no attention mask is needed and positions count from 0. R response tokens, H hidden
+size, V vocabulary.
 """
 
 import json
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.release import Canary
@@ -39,7 +41,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; it must have an end-of-text token. A pad token is never asked for."""
+    """The tokenizer in `folder`; it must have an end-of-text token, and needs no pad token."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.eos_token_id is None:
         raise InvalidInput(f"{folder}: eos_token", "a tokenizer with an end-of-text token", None)
@@ -63,9 +65,11 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The files that it was loaded from, byte for byte, because a server refuses a release whose tokenizer differs.
+    """The files that it was loaded from, byte for byte, because a server refuses a release whose
+    tokenizer differs.
 
-    Written by the library they would differ. A new tokenizer, which has no folder yet, is written by the library.
+    Written by the library they would differ. A new tokenizer, which has no folder yet, is written
+    by the library.
     """
     source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
     if source is None:
@@ -78,7 +82,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 @torch.no_grad()
 def _check_plain_head(model: PreTrainedModel) -> None:
-    """Raise InvalidInput if the logits are more than hidden states times the unembedding (soft caps, scales).
+    """Raise InvalidInput if the logits are more than hidden states times the unembedding (soft
+    caps, scales).
 
     The head's output is blown up to 100, because a soft cap does not show on small logits.
     """
@@ -100,14 +105,15 @@ def unembedding(model: PreTrainedModel) -> nn.Module:
 
 
 def response_positions(prompt_lengths_B: Tensor, width: int) -> Tensor:
-    """[B, R]: where the model stands when it predicts response token r, i.e. prompt length - 1 + r."""
+    """[B, R]: where the model stands when it predicts response token r: prompt length - 1 + r."""
     return prompt_lengths_B[:, None] - 1 + torch.arange(width)
 
 
 def response_logprobs(
     model: PreTrainedModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor
 ) -> Tensor:
-    """Log-probabilities, float32 [B, R], of each response token at temperature 1; 0 where the mask is False.
+    """Log-probabilities, float32 [B, R], of each response token at temperature 1; 0 where the mask
+    is False.
 
     Only the response positions go through the unembedding.
     """
@@ -123,7 +129,8 @@ def response_logprobs(
 class RewardModel(nn.Module):
     """A language model without its unembedding and one scalar head; also the value network's shape.
 
-    `shift` is subtracted from every score so that demonstrations score 0 on average; it is part of the checkpoint.
+    `shift` is subtracted from every score so that demonstrations score 0 on average; it is part of
+    the checkpoint.
     """
 
     backbone: PreTrainedModel
@@ -178,6 +185,11 @@ class RewardModel(nn.Module):
         return scores_B
 
 
+def hide_progress_bars() -> None:
+    """Keep transformers' bars out of the output, where a stage is a line."""
+    logging.disable_progress_bar()
+
+
 CANARY_TEXT = (
     "A canary sings before the door is opened, and the same song is heard again behind it."
 )
@@ -185,7 +197,9 @@ CANARY_TEXT = (
 
 @torch.no_grad()
 def canary_of(folder: Path) -> Canary:
-    """What this folder's model, in float32, says of a fixed text; a server compares it after a swap."""
+    """What this folder's model, in float32, says of a fixed text; a server compares it after a
+    swap.
+    """
     tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
     ids = tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"][:64]
     logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]

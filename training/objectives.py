@@ -1,6 +1,7 @@
 """Pure maths of the three steps: Bradley-Terry over K, KL reward, GAE, clipped PPO, the ptx mix.
 
-Shapes: B sequences, R response tokens (right-padded), K ranked responses of one prompt. A mask is True at real tokens.
+Shapes: B sequences, R response tokens (right-padded), K ranked responses of one prompt. A mask is
+True at real tokens.
 """
 
 import torch
@@ -9,10 +10,12 @@ from torch.nn import functional as F
 
 
 def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
-    """InstructGPT's equation 1: the mean of -log sigmoid(r_w - r_l) over the pairs of a prompt, then over prompts.
+    """InstructGPT's equation 1: the mean of -log sigmoid(r_w - r_l) over the pairs of a prompt,
+    then over prompts.
 
-    All pairs of a prompt are one batch element, so that a prompt with K = 9 weighs as much as one with K = 4. Tied
-    pairs are dropped; the mean is over the pairs that remain, and a prompt without any is left out.
+    All pairs of a prompt are one batch element, so that a prompt with K = 9 weighs as much as one
+    with K = 4. Tied pairs are dropped; the mean is over the pairs that remain, and a prompt without
+    any is left out.
     """
     better_BKK = strict_pairs(ranks_BK, mask_BK)
     gaps_BKK = scores_BK[:, :, None] - scores_BK[:, None, :]
@@ -31,7 +34,9 @@ def strict_pairs(ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
 def kl_rewards(
     scores_B: Tensor, logprobs_BR: Tensor, ref_logprobs_BR: Tensor, mask_BR: Tensor, beta: float
 ) -> Tensor:
-    """reward[t] = -beta * (logp - ref_logp), and the score added at each response's last token (recipe, detail 12)."""
+    """reward[t] = -beta * (logp - ref_logp), and the score added at each response's last token
+    (recipe, detail 12).
+    """
     rewards_BR = -beta * (logprobs_BR - ref_logprobs_BR) * mask_BR
     last_B = mask_BR.sum(1) - 1
     return rewards_BR.scatter_add(1, last_B[:, None], scores_B[:, None])
@@ -40,7 +45,8 @@ def kl_rewards(
 def gae(
     rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, both [B, R], 0 beyond the end.
+    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, both [B, R], 0
+    beyond the end.
 
     The value after the last token is 0: an episode ends with its response.
     """
@@ -57,7 +63,9 @@ def gae(
 
 
 def whiten(values_BR: Tensor, mask_BR: Tensor, shift_mean: bool = True) -> Tensor:
-    """Unit variance over the real tokens (biased estimate); the mean goes to 0, or stays with `shift_mean=False`."""
+    """Unit variance over the real tokens (biased estimate); the mean goes to 0, or stays with
+    `shift_mean=False`.
+    """
     mean = masked_mean(values_BR, mask_BR)
     variance = masked_mean((values_BR - mean) ** 2, mask_BR)
     whitened_BR = (values_BR - mean) * torch.rsqrt(variance + 1e-8)
@@ -76,7 +84,9 @@ def policy_loss(
     mask_BR: Tensor,
     clip: float,
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), token mean; and the share of clipped tokens."""
+    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), token mean; and the share of clipped
+    tokens.
+    """
     ratio_BR = torch.exp(logprobs_BR - old_logprobs_BR)
     plain_BR = -advantages_BR * ratio_BR
     clipped_BR = -advantages_BR * ratio_BR.clamp(1 - clip, 1 + clip)
@@ -87,13 +97,15 @@ def policy_loss(
 def value_loss(
     values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, clip: float
 ) -> Tensor:
-    """0.5 * max(squared error, squared error of the value clipped around the old one), token mean."""
+    """0.5 * max(squared error, squared error of the value clipped around the old), token mean."""
     near_BR = old_values_BR + (values_BR - old_values_BR).clamp(-clip, clip)
     worst_BR = torch.maximum((values_BR - returns_BR) ** 2, (near_BR - returns_BR) ** 2)
     return 0.5 * masked_mean(worst_BR, mask_BR)
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the real tokens; 1 is perfect, 0 no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over the real tokens; 1 is perfect, 0 no better than
+    a constant.
+    """
     returns, errors = returns_BR[mask_BR], (returns_BR - values_BR)[mask_BR]
     return float(1 - errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8))

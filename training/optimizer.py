@@ -23,7 +23,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def cosine_share(step: int, steps: int, final_share: float, warmup: int = 0) -> float:
-    """Share of the full rate at `step` of `steps`: up over `warmup` steps, then a cosine down to `final_share`."""
+    """Share of the full rate at `step` of `steps`: up over `warmup` steps, then a cosine down to
+    `final_share`.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)

@@ -1,7 +1,8 @@
 """Prompts > policy: PPO with the pretraining mix (InstructGPT, 3.5 and C.4).
 
-One iteration: sample responses with vLLM, score them, charge the KL to the SFT policy, estimate advantages, then a few
-minibatch steps in which the PPO and the pretraining gradients meet in the same buffers before one optimizer step.
+One iteration: sample responses with vLLM, score them, charge the KL to the SFT policy, estimate
+advantages, then a few minibatch steps in which the PPO and the pretraining gradients meet in the
+same buffers before one optimizer step.
 """
 
 import copy
@@ -79,7 +80,8 @@ def train_ppo(
     folder: Path,
     metrics: Metrics,
 ) -> None:
-    """Train from the policy in `sft` against `reward_model`; save the averaged weights into the new folder `folder`.
+    """Train from the policy in `sft` against `reward_model`; save the averaged weights into the new
+    folder `folder`.
 
     `pretraining` are the documents of the ptx mix. Stops early when the KL budget is spent.
     """
@@ -141,7 +143,9 @@ def train_ppo(
 
 
 def load_networks(sft: Path, reward_model: Path) -> Networks:
-    """Policy and reference from the SFT model, value network and reward from the reward model; no dropout anywhere."""
+    """Policy and reference from the SFT model, value network and reward from the reward model; no
+    dropout anywhere.
+    """
     return Networks(
         policy=load_policy(sft).eval(),
         reference=load_policy(sft).eval().requires_grad_(False),
@@ -166,7 +170,7 @@ def usable_prompts(
 
 @torch.no_grad()
 def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Experience:
-    """Scores, log-probs, values, rewards, advantages and returns of a rollout, before any update."""
+    """Scores, log-probs, values, advantages and returns of a rollout, before any update."""
     width = rollout.mask_BR.shape
     logprobs_BR, ref_BR, values_BR = torch.zeros(width), torch.zeros(width), torch.zeros(width)
     scores_B = torch.zeros(len(rollout))
@@ -199,7 +203,9 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
 def update(
     config: PpoConfig, nets: Networks, experience: Experience, indices: list[int], rows_PT: Tensor
 ) -> dict[str, float]:
-    """Accumulate the gradients of one minibatch: clipped policy loss, pretraining loss, clipped value loss."""
+    """Accumulate the gradients of one minibatch: clipped policy loss, pretraining loss, clipped
+    value loss.
+    """
     tokens_BT, _, prompts_B, mask_BR = part(experience.rollout, indices)
     r = mask_BR.shape[1]
     old_BR, advantages_BR, old_values_BR, returns_BR = (
@@ -238,7 +244,9 @@ def update(
 
 
 def part(rollout: Rollout, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, lengths, prompt lengths and mask of some episodes, padded no wider than the longest of them."""
+    """Tokens, lengths, prompt lengths and mask of some episodes, padded no wider than the longest
+    of them.
+    """
     lengths_B, mask_BR = rollout.lengths_B[indices], rollout.mask_BR[indices]
     width = int(mask_BR.sum(1).max())
     tokens_BT = rollout.tokens_BT[indices, : int(lengths_B.max())]

@@ -1,4 +1,6 @@
-"""Text > tokenizer and base model, from scratch and small, for those who bring no model of their own."""
+"""Text > tokenizer and base model, from scratch and small, for those who bring no model of their
+own.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +25,9 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text round-trips; the pad token differs from the end-of-text token (recipe, detail 3)."""
+    """Byte-level BPE: any text round-trips; the pad token differs from the end-of-text token
+    (recipe, detail 3).
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

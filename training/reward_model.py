@@ -1,4 +1,6 @@
-"""Rankings > reward model (InstructGPT, 3.5 and C.2): all pairs of a prompt in one loss, ties dropped."""
+"""Rankings > reward model (InstructGPT, 3.5 and C.2): all pairs of a prompt in one loss, ties
+dropped.
+"""
 
 import math
 import random
@@ -54,7 +56,8 @@ def train_reward_model(
 ) -> None:
     """Train on `rows`, starting from the policy in `parent`, and save into the new folder `folder`.
 
-    The mean score of `demonstrations` becomes the checkpoint's shift, so that they score 0 on average.
+    The mean score of `demonstrations` becomes the checkpoint's shift, so that they score 0 on
+    average.
     """
     torch.manual_seed(config.seed)
     tokenizer, model = load_tokenizer(parent), RewardModel.from_policy(parent)
@@ -154,7 +157,9 @@ def mean_score(model: RewardModel, sequences: Sequence[Sequence[int]]) -> float:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Every strict pair of held-out rankings: the reward's gap (preferred minus other), and whose ranking it is."""
+    """Every strict pair of held-out rankings: the reward's gap (preferred minus other), and whose
+    ranking it is.
+    """
 
     gaps: tuple[float, ...]
     raters: tuple[str, ...]
@@ -182,7 +187,8 @@ def score_pairs(model: RewardModel, ranked: Sequence[Ranked]) -> PairScores:
 def calibration(gaps: Sequence[float], bins: int = 8) -> list[dict[str, float]]:
     """Predicted against observed preference by score gap (recipe, detail 8).
 
-    Pairs are put in bins of equal size by |gap|; the model predicts sigmoid(|gap|) for the higher score.
+    Pairs are put in bins of equal size by |gap|; the model predicts sigmoid(|gap|) for the higher
+    score.
     """
     ordered = sorted(gaps, key=abs)
     table = []

@@ -1,11 +1,13 @@
-"""Generate with vLLM inside the trainer's process, on the weights of this iteration; score; pack into Rollout.
+"""Generate with vLLM in the trainer's process, on this iteration's weights; pack into Rollout.
 
-The only file of this package that imports vllm. Shapes: B episodes, T tokens, R response tokens, right-padded.
+The only file of this package that imports vllm. Shapes: B episodes, T tokens, R response tokens,
+right-padded.
 """
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,36 +19,65 @@ from training.data import length_mask, pad
 
 @dataclass(frozen=True)
 class Sampled:
-    """One response: token ids with the end-of-text token where it stopped, and the engine's log-prob of each."""
+    """One response: token ids with the end-of-text token where it stopped, and the engine's
+    log-prob of each.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
 
 
+# The engine runs in this process, so that weights are handed over in memory; its threads are
+# unbound, as the trainer uses the cores too.
+_IN_PROCESS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the time of a call: a child process started later must not inherit
+    them.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class Sampler:
-    """A vLLM engine in this process. Its weights are replaced between iterations; it shares the trainer's cores."""
+    """A vLLM engine in this process. Its weights are replaced between iterations; it shares the
+    trainer's cores.
+    """
 
     def __init__(self, folder: Path, max_tokens: int, kv_cache_gib: int = 1) -> None:
-        """`folder` gives architecture, tokenizer and first weights; `max_tokens` bounds prompt plus response."""
-        # In this process, so that weights are handed over in memory; threads unbound, as the trainer uses them too.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from vllm import LLM
+        """`folder` gives architecture, tokenizer and first weights; `max_tokens` bounds prompt plus
+        response.
+        """
+        with _environment(VLLM_CPU_KVCACHE_SPACE=str(kv_cache_gib), **_IN_PROCESS):
+            from vllm import LLM
 
-        self._llm = LLM(
-            str(folder),
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=max_tokens,
-            max_num_seqs=256,
-            # The cache would answer with the keys and values of an earlier iteration's weights.
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-        )
+            self._llm = LLM(
+                str(folder),
+                dtype="float32",
+                enforce_eager=True,
+                max_model_len=max_tokens,
+                max_num_seqs=256,
+                # The cache would answer with the keys and values of an earlier iteration's weights.
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+            )
 
     def close(self) -> None:
         """Free the engine's memory; the sampler cannot be used again."""
@@ -63,8 +94,9 @@ class Sampler:
             (n, t.detach()) for n, t in state.items() if not (tied and n == "lm_head.weight")
         )
         worker.reload_weights(weights_iterator=weights)
-        # On a CPU a linear layer's weight is packed for oneDNN when it is loaded. The reload skips a tied unembedding,
-        # which would go on with the old pack: whoever still holds a plain weight is packed again.
+        # On a CPU a linear layer's weight is packed for oneDNN when it is loaded. The reload skips
+        # a tied unembedding, which would go on with the old pack: whoever still holds a plain
+        # weight is packed again.
         for module in model.modules():
             method = getattr(module, "quant_method", None)
             if (
@@ -119,7 +151,9 @@ class Rollout:
 
 
 def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sampled]) -> Rollout:
-    """Episodes as right-padded tensors; the boundary between prompt and response goes by token counts."""
+    """Episodes as right-padded tensors; the boundary between prompt and response goes by token
+    counts.
+    """
     tokens_BT, lengths_B = pad(
         [[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)]
     )

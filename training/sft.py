@@ -1,4 +1,6 @@
-"""Demonstrations > SFT policy (InstructGPT, C.1): the response's tokens are learned, the prompt's are not."""
+"""Demonstrations > SFT policy (InstructGPT, C.1): the response's tokens are learned, the prompt's
+are not.
+"""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -77,8 +79,8 @@ def response_loss(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor
 def set_residual_dropout(model: PreTrainedModel, share: float) -> None:
     """Drop this share of what each layer adds to the residual stream, in training mode only.
 
-    The hook stands on the modules that write into the stream, known by their names. Raises InvalidInput on an
-    architecture that has none of them, unless `share` is 0.
+    The hook stands on the modules that write into the stream, known by their names. Raises
+    InvalidInput on an architecture that has none of them, unless `share` is 0.
     """
     earlier: Iterable[RemovableHandle] = getattr(model, "residual_dropout", ())
     for handle in earlier:

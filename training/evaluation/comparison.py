@@ -44,7 +44,9 @@ def compare(
     rows: Sequence[PromptRow],
     max_tokens: int,
 ) -> Comparison:
-    """Sample both policies at temperature 1 on up to `max_prompts` of `rows`, evenly spread over them."""
+    """Sample both policies at temperature 1 on up to `max_prompts` of `rows`, evenly spread over
+    them.
+    """
     tokenizer = load_tokenizer(after)
     stride = max(1, -(-len(rows) // config.max_prompts))
     chosen = list(rows)[::stride]
@@ -74,7 +76,9 @@ class Verdict:
 
 
 def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
-    """Win rate of `after`: over all pairs of samples of a prompt, a tie counting half; interval by person."""
+    """Win rate of `after`: over all pairs of samples of a prompt, a tie counting half; interval by
+    person.
+    """
     before = _scores(judge, comparison, comparison.before)
     after = _scores(judge, comparison, comparison.after)
     rates = [
@@ -86,7 +90,9 @@ def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
 
 
 def reward_judge(folder: Path) -> Judge:
-    """The reward model in `folder` as a judge. It reads text with its own tokenizer, as it did in training."""
+    """The reward model in `folder` as a judge. It reads text with its own tokenizer, as it did in
+    training.
+    """
     model, tokenizer = RewardModel.load(folder).eval(), load_tokenizer(folder)
 
     def judge(
@@ -112,7 +118,9 @@ def _scores(judge: Judge, comparison: Comparison, answers: Answers) -> list[list
 
 @torch.no_grad()
 def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
-    """KL(policy || reference) in nats per response, estimated on what `policy` sampled in `comparison.after`."""
+    """KL(policy || reference) in nats per response, estimated on what `policy` sampled in
+    `comparison.after`.
+    """
     model, base = load_policy(policy).eval(), load_policy(reference).eval()
     prompts = [
         p
@@ -130,7 +138,7 @@ def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
 
 @torch.no_grad()
 def language_model_loss(folder: Path, documents: Sequence[str], max_tokens: int) -> float:
-    """Mean negative log-likelihood per token, in nats, of held-out documents cut at `max_tokens`."""
+    """Mean negative log-likelihood per token, in nats, of documents cut at `max_tokens`."""
     tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
     encoded = [
         ids[:max_tokens]

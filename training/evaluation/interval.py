@@ -21,9 +21,11 @@ class Interval:
 def clustered_mean(
     values: Sequence[float], clusters: Sequence[str], seed: int = 0, draws: int = 2000
 ) -> Interval:
-    """The mean of `values` and its percentile bootstrap interval, drawing whole clusters with replacement.
+    """The mean of `values` and its percentile bootstrap interval, drawing whole clusters with
+    replacement.
 
-    What one person asked or ranked hangs together, so people are drawn, not rows (Efron & Tibshirani, 1993, ch. 8).
+    What one person asked or ranked hangs together, so people are drawn, not rows (Efron &
+    Tibshirani, 1993, ch. 8).
     """
     if not values:
         raise ValueError("clustered_mean: expected at least one value, got none")

@@ -1,0 +1,143 @@
+"""A whole round on a few events with a tiny model: real training, a real engine, a real log."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.events import Stamper
+from contracts.release import ReleaseRegistry
+from contracts.v1 import events_pb2 as pb
+from demo.raters import rank
+from demo.tasks import base_text, demonstration, gold_score, good_answer, make_task
+from feedback.log import open_log
+from instructloop.config import RoundConfig, load_config
+from instructloop.round import run_round
+
+ROUND = """
+model = "tiny"
+run = "{folder}/run"
+log = "sqlite:///{folder}/log.db"
+registry = "{folder}/registry"
+text = ["{folder}/text.txt"]
+judge_raters = 0.4
+[base]
+hidden_size = 64
+intermediate_size = 128
+layers = 2
+heads = 2
+steps = 4
+rows_per_step = 4
+row_tokens = 32
+[sft]
+epochs = 1
+[rules]
+train_fraction = 0.6
+validation_fraction = 0.1
+[reward_model]
+prompts_per_batch = 8
+[ppo]
+episodes = 32
+batch = 16
+minibatch = 8
+ptx_examples_per_episode = 1
+ptx_row_tokens = 32
+max_prompt_tokens = 200
+max_response_tokens = 16
+[evaluation]
+samples_per_prompt = 2
+max_prompts = 20
+[gate]
+min_win_rate = {win_rate}
+max_lm_loss_rise = 5.0
+"""
+AGREED = {"notice_version": "1"}
+
+
+def said(rng: random.Random) -> Iterator[pb.Event]:
+    """Twelve people: each shows two answers and ranks four, twice."""
+    stamp = Stamper("test")
+    for person in (f"person-{i}" for i in range(12)):
+        yield stamp.event(person, pb.Consent(state=pb.CONSENT_STATE_GRANTED, **AGREED))
+        for turn in range(2):
+            task = make_task(rng)
+            prompt = pb.Prompt(messages=[pb.Message(role="user", content=task.prompt)])
+            answer = good_answer(task, rng)
+            yield stamp.event(
+                person,
+                pb.Demonstration(prompt=prompt, response=answer, source=pb.SOURCE_API, **AGREED),
+            )
+            answers = [demonstration(task, rng) for _ in range(4)]
+            name = f"cmpl-{person}-{turn}"
+            yield stamp.event(
+                person,
+                pb.Completion(
+                    completion_id=name,
+                    prompt=prompt,
+                    outputs=[
+                        pb.Output(index=i, text=text, finish_reason="stop")
+                        for i, text in enumerate(answers)
+                    ],
+                    release_id="r0000",
+                    source=pb.SOURCE_API,
+                    **AGREED,
+                ),
+            )
+            groups = rank([gold_score(task.prompt, a, True) for a in answers], rng, 0.0)
+            yield stamp.event(
+                person,
+                pb.Ranking(
+                    completion_id=name,
+                    groups=[pb.RankGroup(outputs=g) for g in groups],
+                    source=pb.SOURCE_API,
+                    **AGREED,
+                ),
+            )
+
+
+def config(folder: Path, win_rate: float) -> RoundConfig:
+    file = folder / "round.toml"
+    text = ROUND.replace("{folder}", folder.as_posix())
+    file.write_text(text.replace("{win_rate}", str(win_rate)))
+    return load_config(file)
+
+
+@pytest.mark.vllm
+def test_a_round_releases_what_passes_and_refuses_what_does_not(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    (tmp_path / "text.txt").write_text("\n\n".join(base_text(rng, 200)))
+    log = open_log(f"sqlite:///{tmp_path}/log.db")
+    log.append(list(said(rng)))
+    log.close()
+    registry = ReleaseRegistry(tmp_path / "registry")
+
+    # A bar that nobody reaches: the first release stays, and the report says why.
+    refused = run_round(config(tmp_path, win_rate=1.0), lambda _: None)
+    first = registry.current()
+    assert first is not None
+    assert not refused["gate"]["passed"]
+    assert "win rate by reward_model" in refused["gate"]["reasons"][0]
+    assert refused["release"] == {"before": first.id, "after": first.id}
+    assert registry.history() == [first.id]
+
+    # A bar at the ground: released, by digest.
+    passed = run_round(config(tmp_path, win_rate=0.0), lambda _: None)
+    second = registry.current()
+    assert second is not None
+    assert passed["gate"] == {"passed": True, "reasons": []}
+    assert second.parent == first.id
+    assert second.reward_model is not None
+    assert registry.artifacts.verify(second.reward_model).kind == "reward_model"
+    assert registry.artifacts.verify(second.artifact).kind == "policy"
+    assert len(passed["ppo"]) == 2
+    assert passed["ppo"][0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert passed["ppo"][0]["logprob_mismatch_max"] < 1e-3
+    assert set(passed["policy"]["win_rates"]) == {"reward_model", "second_reward_model"}
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["release"]["after"] == second.id
+
+    # The same again finds every stage done and the same release.
+    again = run_round(config(tmp_path, win_rate=0.0), lambda _: None)
+    assert again["release"]["after"] == second.id
+    assert registry.history() == [first.id, second.id]
