@@ -52,7 +52,7 @@ _ROW_OF: dict[SetName, type[PromptRow]] = {"sft": SftRow, "rm": RankedRow, "ppo"
 
 def read_set(folder: Path, name: SetName, split: Split) -> list[Any]:
     """The rows of one set and split: PromptRow, SftRow or RankedRow, in the dataset's order."""
-    row_type = _ROW_OF[name]
+    row_type: Any = _ROW_OF[name]
     fields = list(row_type.__dataclass_fields__)
     table = pq.read_table(folder / f"{name}.parquet", columns=[*fields, "split"])
     rows = (r for r in table.to_pylist() if r.pop("split") == split)
@@ -71,7 +71,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
     if row.text:
         return list(tokenizer(row.text)["input_ids"])
     text = tokenizer.apply_chat_template(
-        [dict(m) for m in row.messages],
+        [{"role": m["role"], "content": m["content"]} for m in row.messages],
         chat_template=tokenizer.chat_template or PLAIN_CHAT_TEMPLATE,
         tokenize=False,
         add_generation_prompt=True,

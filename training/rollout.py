@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,8 @@ class Sampler:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replace the engine's weights by a Hugging Face state dict, at once and exactly."""
-        worker = self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        core: Any = self._llm.llm_engine.engine_core
+        worker = core.engine_core.model_executor.driver_worker.worker
         model = worker.model_runner.get_model()
         tied = getattr(model.config, "tie_word_embeddings", False)
         weights = (

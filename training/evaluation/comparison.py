@@ -56,7 +56,7 @@ def compare(
         sampler.load(load_policy(folder).state_dict())
         samples = sampler.sample(prompts, max_tokens, seed, config.samples_per_prompt)
         texts = [
-            [tokenizer.decode(s.token_ids, skip_special_tokens=True) for s in group]
+            [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in group]
             for group in samples
         ]
         return Answers(samples, texts)
