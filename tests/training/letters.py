@@ -1,4 +1,6 @@
-"""A toy world: prompts ask for letters, demonstrations are random letters, raters like the letter e."""
+"""A toy world: prompts ask for letters, demonstrations are random letters, raters like the letter
+e.
+"""
 
 import random
 from collections.abc import Mapping, Sequence

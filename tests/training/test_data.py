@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from contracts.errors import InvalidInput
+from contracts.prompt import ChatMessage
 from tests import tiny_models
 from training.data import (
     PromptRow,
@@ -24,7 +25,7 @@ from training.data import (
     similar_lengths,
 )
 
-TALK = (
+TALK: tuple[ChatMessage, ...] = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Which animal barks?"},
     {"role": "assistant", "content": "A dog."},
@@ -36,7 +37,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def row(text: str = "", messages: tuple = ()) -> PromptRow:  # type: ignore[type-arg]
+def row(text: str = "", messages: tuple[ChatMessage, ...] = ()) -> PromptRow:
     return PromptRow("p", "alice", text, messages, "chat")
 
 
@@ -73,7 +74,10 @@ def test_messages_without_a_chat_template_are_plain_lines() -> None:
 def test_messages_go_through_the_models_own_chat_template() -> None:
     tokenizer = tiny_models.tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    expected = "<system>Be brief.</><user>Which animal barks?</><assistant>A dog.</><user>And meows?</><assistant>"
+    expected = (
+        "<system>Be brief.</><user>Which animal barks?</>"
+        "<assistant>A dog.</><user>And meows?</><assistant>"
+    )
     assert tokenizer.decode(render(tokenizer, row(messages=TALK))) == expected
 
 

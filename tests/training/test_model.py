@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from training.model import (
 )
 from training.sft import response_loss, set_residual_dropout
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -108,7 +109,7 @@ def test_one_sft_step_lowers_the_loss_on_every_architecture(policy_folder: Path)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 0.02 * parameter.grad
+                parameter.sub_(0.02 * parameter.grad)
     assert response_loss(model, pairs).item() < before.item()
 
 
@@ -218,7 +219,8 @@ def test_the_canary_is_what_hugging_face_says(tiny: Path) -> None:
 
 def test_a_tied_weight_is_counted_once(tmp_path: Path) -> None:
     counts = [
-        parameter_count(tiny_models.save(tmp_path / str(tied), 0, tied=tied)) for tied in (False, True)
+        parameter_count(tiny_models.save(tmp_path / str(tied), 0, tied=tied))
+        for tied in (False, True)
     ]
     assert counts[0] - counts[1] == 320 * 128
 

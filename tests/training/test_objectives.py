@@ -26,7 +26,8 @@ def one_ranking(scores: list[float], ranks: list[int]) -> float:
 
 
 def test_a_tie_is_dropped_from_the_ranking_loss() -> None:
-    # Gaps 1 and 2: -log sigmoid(1) = 0.3132617, -log sigmoid(2) = 0.1269280; the tied pair is not there.
+    # Gaps 1 and 2: -log sigmoid(1) = 0.3132617, -log sigmoid(2) = 0.1269280; the tied pair is not
+    # there.
     expected = (0.3132617 + 0.1269280) / 2
     assert one_ranking([2.0, 1.0, 0.0], [0, 1, 1]) == pytest.approx(expected, abs=1e-6)
     # The order in which the answers stand does not matter.
@@ -62,7 +63,8 @@ def test_a_ranking_of_ties_alone_is_left_out() -> None:
 
 
 def test_ranking_gradient_of_equal_scores() -> None:
-    # Each of the three pairs moves its two scores by sigmoid(0) / 3 = 1/6; the middle one is pulled both ways.
+    # Each of the three pairs moves its two scores by sigmoid(0) / 3 = 1/6; the middle one is pulled
+    # both ways.
     scores_BK = torch.zeros(1, 3, requires_grad=True)
     ranking_loss(scores_BK, torch.tensor([[0, 1, 2]]), full([[0.0] * 3])).backward()
     assert scores_BK.grad is not None
@@ -126,7 +128,8 @@ def test_whitening_uses_the_biased_variance_of_the_real_tokens() -> None:
 
 
 def test_policy_loss_clips_on_both_sides() -> None:
-    # Ratio and advantage: 1.5, +1 > -1.2 (clipped); 1.5, -1 > 1.5; 0.5, +1 > -0.5; 0.5, -1 > 0.8 (clipped).
+    # Ratio and advantage: 1.5, +1 > -1.2 (clipped); 1.5, -1 > 1.5; 0.5, +1 > -0.5; 0.5, -1 > 0.8
+    # (clipped).
     ratios_BR = torch.tensor([[1.5, 1.5, 0.5, 0.5, 100.0]])
     logprobs_BR = ratios_BR.log().requires_grad_()
     advantages_BR = torch.tensor([[1.0, -1.0, 1.0, -1.0, 100.0]])

@@ -92,7 +92,7 @@ def experience(world: World, nets: Networks) -> Experience:
 
 
 @pytest.fixture
-def rows_PT(world: World) -> Tensor:
+def text_rows(world: World) -> Tensor:
     tokenizer = load_tokenizer(world.sft)
     ids = tokenizer(documents(20, seed=3), add_special_tokens=False)["input_ids"]
     return TokenStream(ids, tokenizer.eos_token_id, 16, seed=0).take(4)
@@ -123,15 +123,15 @@ def test_ratio_is_one_in_ragged_minibatches(nets: Networks, experience: Experien
 
 
 def test_one_step_holds_the_gradients_of_both_losses(
-    nets: Networks, experience: Experience, rows_PT: Tensor
+    nets: Networks, experience: Experience, text_rows: Tensor
 ) -> None:
     indices = list(range(16))
-    update(configured(ptx_coefficient=27.8), nets, experience, indices, rows_PT)
+    update(configured(ptx_coefficient=27.8), nets, experience, indices, text_rows)
     both = gradients(nets)
-    update(configured(ptx_coefficient=0.0), nets, experience, indices, rows_PT)
+    update(configured(ptx_coefficient=0.0), nets, experience, indices, text_rows)
     ppo = gradients(nets)
-    logits_PTV = nets.policy(input_ids=rows_PT).logits[:, :-1]
-    (27.8 * F.cross_entropy(logits_PTV.flatten(0, 1), rows_PT[:, 1:].flatten())).backward()
+    logits_PTV = nets.policy(input_ids=text_rows).logits[:, :-1]
+    (27.8 * F.cross_entropy(logits_PTV.flatten(0, 1), text_rows[:, 1:].flatten())).backward()
     ptx = gradients(nets)
     for together, a, b in zip(both, ppo, ptx, strict=True):
         torch.testing.assert_close(together, a + b, atol=1e-5, rtol=1e-4)
@@ -139,20 +139,20 @@ def test_one_step_holds_the_gradients_of_both_losses(
 
 
 def test_without_a_coefficient_the_pretraining_text_changes_nothing(
-    nets: Networks, experience: Experience, rows_PT: Tensor
+    nets: Networks, experience: Experience, text_rows: Tensor
 ) -> None:
     config = configured(ptx_coefficient=0.0)
-    update(config, nets, experience, [0, 1, 2], rows_PT)
+    update(config, nets, experience, [0, 1, 2], text_rows)
     with_text = gradients(nets)
-    update(config, nets, experience, [0, 1, 2], rows_PT[:0])
+    update(config, nets, experience, [0, 1, 2], text_rows[:0])
     without = gradients(nets)
     assert all(torch.equal(a, b) for a, b in zip(with_text, without, strict=True))
 
 
 def test_only_policy_and_value_have_gradients(
-    nets: Networks, experience: Experience, rows_PT: Tensor
+    nets: Networks, experience: Experience, text_rows: Tensor
 ) -> None:
-    update(SMALL, nets, experience, [0, 1], rows_PT)
+    update(SMALL, nets, experience, [0, 1], text_rows)
     assert all(p.grad is None for m in (nets.reference, nets.reward) for p in m.parameters())
     assert nets.value.head.weight.grad is not None
     assert not any(m.training for n in vars(nets).values() for m in n.modules())
@@ -292,7 +292,9 @@ def test_networks_are_four_models_that_share_nothing(nets: Networks) -> None:
 def test_a_policy_trained_too_long_without_a_kl_penalty_is_refused(
     world: World, tmp_path: Path
 ) -> None:
-    """Over-optimised for real: it says what the reward model likes and has forgotten how to write the rest."""
+    """Over-optimised for real: it says what the reward model likes and has forgotten how to write
+    the rest.
+    """
     long, short = tmp_path / "long", tmp_path / "short"
     run(
         world,

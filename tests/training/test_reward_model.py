@@ -1,4 +1,6 @@
-"""A reward model learns a toy preference, has demonstrations at zero, and is measured by hand-made figures."""
+"""A reward model learns a toy preference, has demonstrations at zero, and is measured by hand-made
+figures.
+"""
 
 import math
 from contextlib import closing
@@ -111,7 +113,8 @@ def test_a_gap_of_zero_counts_half() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    # By size: 0 and -1, then 2 and 3. sigmoid(0) = 0.5, (1) = 0.7310586, (2) = 0.8807971, (3) = 0.9525741.
+    # By size: 0 and -1, then 2 and 3. sigmoid(0) = 0.5, (1) = 0.7310586, (2) = 0.8807971, (3) =
+    # 0.9525741.
     low, high = calibration([3.0, -1.0, 0.0, 2.0], bins=2)
     assert low == pytest.approx(
         {"gap": 0.5, "predicted": (0.5 + 0.7310586) / 2, "observed": 0.25, "pairs": 2}

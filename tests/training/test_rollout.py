@@ -14,7 +14,8 @@ PROMPTS = [[70, 71, 72, 73], [80], [90, 91, 92, 93, 94, 95]]
 
 
 def test_episodes_are_packed_by_token_counts() -> None:
-    # A token that means end-of-text inside the prompt, and one that looks like padding, are just tokens.
+    # A token that means end-of-text inside the prompt, and one that looks like padding, are just
+    # tokens.
     rollout = pack(
         [[5, 0, 6], [7]],
         [Sampled((8, 0), (-1.0, -2.0), True), Sampled((9, 10, 11), (-3.0, -4.0, -5.0), False)],

@@ -34,7 +34,8 @@ def test_residual_dropout_acts_in_training_mode_and_goes_away() -> None:
 
     def logits(training: bool) -> torch.Tensor:
         with torch.no_grad():
-            return model.train(training)(input_ids=tokens_BT).logits
+            got: torch.Tensor = model.train(training)(input_ids=tokens_BT).logits
+        return got
 
     plain = logits(False)
     set_residual_dropout(model, 0.2)
