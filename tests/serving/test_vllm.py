@@ -105,7 +105,7 @@ def test_log_holds_exactly_the_requests_of_who_agreed(vllm_server: VllmServer) -
     assert [o.text for o in first.outputs] == [c["text"] for c in answers[0].json()["choices"]]
     for output in first.outputs:
         # vLLM leaves out a character whose last bytes never came, Hugging Face marks it.
-        text = words.decode(list(output.token_ids), skip_special_tokens=True)
+        text = str(words.decode(list(output.token_ids), skip_special_tokens=True))
         assert text.rstrip("\ufffd") == output.text.rstrip("\ufffd")
     assert first.release_id == answers[0].headers["x-policy-release"]
     assert logged[answers[1].json()["id"]].source == pb.SOURCE_PLAYGROUND
