@@ -80,7 +80,7 @@ imports: setup
 schema: setup
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT
 	$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" proto/contracts/v1/events.proto
-	diff -r "$$fresh/contracts/v1" contracts/v1 -x __init__.py -x __pycache__ || \
+	diff -rq "$$fresh/contracts/v1" contracts/v1 -x __init__.py -x __pycache__ || \
 	  { echo "contracts/v1 is not what proto/ says: run make proto" >&2; exit 1; }
 	.venv/bin/buf lint proto
 	head=$$(git rev-parse -q --verify HEAD || true)

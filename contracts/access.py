@@ -1,4 +1,4 @@
-"""Who is asking, and whether what they send may be kept: answers that serving and feedback share."""
+"""Who asks, and whether what they send may be kept: answers that serving and feedback share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ class Principal:
 
     user_id: str
     key_id: str
-    # Keys of production traffic are never logged, whatever their owner agreed to (InstructGPT, section 3.2).
+    # Keys of production traffic are never logged, whatever their owner agreed to (InstructGPT,
+    # section 3.2).
     production: bool = False
 
 
@@ -23,5 +24,5 @@ class ConsentReader(Protocol):
     """The folded state of the consent events."""
 
     def granted_notice(self, user_id: str) -> str | None:
-        """The notice version that the person agreed to and has not withdrawn; None where there is none."""
+        """The notice version that the person agreed to and did not withdraw; None without one."""
         ...

@@ -1,4 +1,4 @@
-"""Content-addressed store of datasets, reward models and policies: a folder's digest is its name."""
+"""Content-addressed store of datasets, reward models, policies: a folder's digest is its name."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class ArtifactStore:
         self.root = root
 
     def put(self, kind: str, folder: Path) -> str:
-        """Copy `folder` into the store and return its digest; the same content twice is stored once.
+        """Copy `folder` into the store, return its digest; the same content twice is stored once.
 
         Written aside, flushed to disk and renamed, so that a reader sees all of it or nothing.
         """
@@ -80,23 +80,31 @@ class ArtifactStore:
         return folder
 
     def verify(self, digest: str) -> ArtifactManifest:
-        """Read every byte of the artifact again. Raises NotFound, or CorruptArtifact that names the first bad file."""
+        """Read every byte again. Raises NotFound, or CorruptArtifact naming the first bad file."""
         folder = self.path(digest)
         try:
             manifest = ArtifactManifest.model_validate_json((folder / MANIFEST).read_bytes())
         except ValueError as e:
             raise CorruptArtifact(f"{folder / MANIFEST}: not a manifest: {e}") from e
         if manifest.digest != digest:
-            raise CorruptArtifact(f"{folder / MANIFEST}: expected digest {digest}, got {manifest.digest}")
-        present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+            raise CorruptArtifact(
+                f"{folder / MANIFEST}: expected digest {digest}, got {manifest.digest}"
+            )
+        present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
+            MANIFEST
+        }
         if extra := present - {entry.path for entry in manifest.files}:
-            raise CorruptArtifact(f"{folder}: files that the manifest does not name: {', '.join(sorted(extra))}")
+            raise CorruptArtifact(
+                f"{folder}: files that the manifest does not name: {', '.join(sorted(extra))}"
+            )
         for entry in manifest.files:
             file = folder / entry.path
             if not file.is_file():
                 raise CorruptArtifact(f"{file}: missing")
             if file.stat().st_size != entry.bytes:
-                raise CorruptArtifact(f"{file}: expected {entry.bytes} bytes, got {file.stat().st_size}")
+                raise CorruptArtifact(
+                    f"{file}: expected {entry.bytes} bytes, got {file.stat().st_size}"
+                )
             if (got := sha256_of(file)) != entry.sha256:
                 raise CorruptArtifact(f"{file}: expected sha256 {entry.sha256}, got {got}")
         return manifest
@@ -108,7 +116,10 @@ def scan(kind: str, folder: Path) -> ArtifactManifest:
     return ArtifactManifest(
         kind=kind,
         files=tuple(
-            FileEntry(path=p.relative_to(folder).as_posix(), sha256=sha256_of(p), bytes=p.stat().st_size) for p in files
+            FileEntry(
+                path=p.relative_to(folder).as_posix(), sha256=sha256_of(p), bytes=p.stat().st_size
+            )
+            for p in files
         ),
     )
 

@@ -1,4 +1,4 @@
-"""DatasetManifest: event range, rule versions, splits, counts; and the columns of the three sets."""
+"""DatasetManifest: event range, rule versions, splits, counts; the columns of the three sets."""
 
 from typing import Literal
 
@@ -11,7 +11,8 @@ Split = Literal["train", "validation", "test"]
 SETS: tuple[SetName, ...] = ("sft", "rm", "ppo")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Columns of `<set>.parquet`. `messages` is a list of {role, content}, empty where the prompt was raw `text`.
+# Columns of `<set>.parquet`. `messages` is a list of {role, content}, empty where the prompt was
+# raw `text`.
 PROMPT_COLUMNS = ("id", "user_id", "text", "messages", "use_case", "source", "split")
 # + response: string
 SFT_COLUMNS = (*PROMPT_COLUMNS, "response")

@@ -1,12 +1,12 @@
 """The exception tree.
 
-InstructloopError            what any of our code raises on purpose; its message says what to do next
-├── InvalidInput             a caller's value is wrong: names the field, what was expected, what came
+InstructloopError          what any of our code raises on purpose; its message says what to do next
+├── InvalidInput           a caller's value is wrong: names the field, what was expected, what came
 │   └── InvalidEvent         the same, for an event that is about to enter the log
-├── AccessDenied             who asks may not do this
-├── NotFound                 there is no such completion, release, artifact or key
-├── CorruptArtifact          an artifact's bytes differ from its manifest, or a file is missing
-└── GateRefused              the gate refused a policy; `reasons` says why
+├── AccessDenied           who asks may not do this
+├── NotFound               there is no such completion, release, artifact or key
+├── CorruptArtifact        an artifact's bytes differ from its manifest, or a file is missing
+└── GateRefused            the gate refused a policy; `reasons` says why
 """
 
 

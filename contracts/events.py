@@ -28,7 +28,7 @@ MIN_RANKED, MAX_RANKED = 2, 9
 
 
 def uuid7(unix_seconds: float, entropy: bytes) -> str:
-    """UUID version 7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 of the 80 bits of `entropy`."""
+    """UUID version 7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 of `entropy`."""
     millis = int(unix_seconds * 1000)
     value = (millis << 80) | int.from_bytes(entropy[:10], "big")
     value = (value & ~(0xF << 76)) | (7 << 76)
@@ -47,11 +47,14 @@ class Stamper:
     def new_id(self) -> str:
         return uuid7(self.clock(), self.entropy(10))
 
-    def event(self, user_id: str, body: Body, *, id: str | None = None, at: float | None = None) -> pb.Event:
+    def event(
+        self, user_id: str, body: Body, *, id: str | None = None, at: float | None = None
+    ) -> pb.Event:
         """An envelope around `body`, validated.
 
-        `id` is given by a producer that must be idempotent (an importer derives it from the row); `at` is the time
-        of what happened, in seconds since 1970, now by default. Raises InvalidEvent.
+        `id` is given by a producer that must be idempotent (an importer derives it from the row);
+        `at` is the time of what happened, in seconds since 1970, now by default. Raises
+        InvalidEvent.
         """
         event = pb.Event(
             id=self.new_id() if id is None else id,
@@ -111,10 +114,14 @@ def prompt_text(prompt: pb.Prompt) -> str:
 
 def _validate_prompt(prompt: pb.Prompt) -> None:
     if bool(prompt.text) == bool(prompt.messages):
-        raise InvalidEvent("prompt", "either text or messages", "both" if prompt.text else "neither")
+        raise InvalidEvent(
+            "prompt", "either text or messages", "both" if prompt.text else "neither"
+        )
     for i, message in enumerate(prompt.messages):
         if message.role not in ("system", "user", "assistant"):
-            raise InvalidEvent(f"prompt.messages[{i}].role", "system, user or assistant", message.role)
+            raise InvalidEvent(
+                f"prompt.messages[{i}].role", "system, user or assistant", message.role
+            )
 
 
 def _validate_source(source: int, notice_version: str) -> None:
@@ -132,7 +139,9 @@ def _validate_completion(body: pb.Completion) -> None:
     if not body.outputs:
         raise InvalidEvent("outputs", "at least one output", "none")
     if [o.index for o in body.outputs] != list(range(len(body.outputs))):
-        raise InvalidEvent("outputs[].index", "0, 1, 2, ... in order", [o.index for o in body.outputs])
+        raise InvalidEvent(
+            "outputs[].index", "0, 1, 2, ... in order", [o.index for o in body.outputs]
+        )
     if body.source != pb.SOURCE_IMPORT and not body.release_id:
         raise InvalidEvent("release_id", "the release that made the outputs", "")
 
@@ -142,12 +151,14 @@ def _validate_ranking(body: pb.Ranking) -> None:
         raise InvalidEvent("completion_id", "a non-empty string", "")
     _validate_source(body.source, body.notice_version)
     check_groups([list(group.outputs) for group in body.groups])
-    if body.HasField("seconds_spent") and not (math.isfinite(body.seconds_spent) and body.seconds_spent >= 0):
+    if body.HasField("seconds_spent") and not (
+        math.isfinite(body.seconds_spent) and body.seconds_spent >= 0
+    ):
         raise InvalidEvent("seconds_spent", "a finite number >= 0", body.seconds_spent)
 
 
 def check_groups(groups: Iterable[Iterable[int]]) -> None:
-    """Raise InvalidEvent unless `groups` order 2..9 outputs, each named once, with no empty group."""
+    """Raise InvalidEvent unless `groups` order 2..9 outputs, each named once, no group empty."""
     groups = [list(group) for group in groups]
     if any(not group for group in groups):
         raise InvalidEvent("groups", "no empty group", groups)
@@ -176,7 +187,9 @@ def _validate_release_change(body: pb.ReleaseChange) -> None:
     if not body.release_id:
         raise InvalidEvent("release_id", "a non-empty string", "")
     if body.transition == pb.RELEASE_TRANSITION_UNSPECIFIED:
-        raise InvalidEvent("transition", "published, swapped in, rolled back or refused", "unspecified")
+        raise InvalidEvent(
+            "transition", "published, swapped in, rolled back or refused", "unspecified"
+        )
 
 
 _VALIDATE_BODY: dict[str, Callable[..., None]] = {

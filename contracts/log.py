@@ -1,12 +1,14 @@
 """EventSink and EventSource: what offset, commit and replay mean.
 
-- A topic has one or more partitions; an event goes to the partition of its `user_id`, so one person's events keep
-  their order. Offsets in a partition start at 0 and grow by one; an event never changes its offset.
-- `append` returns when the events are durable: neither kill -9 nor power loss takes them back. Appending an event
-  whose id the topic already holds is a no-op, so a retry never counts twice.
-- Reading takes nothing away. A reader keeps its own position: the offset of the next event that it wants. Replay is
-  reading from 0 again.
-- A consumer group's committed offset is the next offset that it wants after a restart; 0 if it never committed.
+- A topic has one or more partitions; an event goes to the partition of its `user_id`, so one
+  person's events keep their order. Offsets in a partition start at 0 and grow by one; an event
+  never changes its offset.
+- `append` returns when the events are durable: neither kill -9 nor power loss takes them back.
+  Appending an event whose id the topic already holds is a no-op, so a retry never counts twice.
+- Reading takes nothing away. A reader keeps its own position: the offset of the next event that it
+  wants. Replay is reading from 0 again.
+- A consumer group's committed offset is the next offset that it wants after a restart; 0 if it
+  never committed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +51,7 @@ class EventSource(Protocol):
         ...
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to `limit` records from `offset` on, in order; fewer, or none, at the end of the partition."""
+        """Up to `limit` records from `offset` on, in order; fewer at the partition's end."""
         ...
 
     def commit(self, group: str, topic: str, partition: int, offset: int) -> None:
@@ -67,8 +69,10 @@ class Log(EventSink, EventSource, Protocol):
     def close(self) -> None: ...
 
 
-def follow(source: EventSource, topic: str, positions: dict[int, int], until: dict[int, int] | None = None) -> Iterator[Record]:
-    """Every record of `topic` from `positions` (partition to offset; 0 where absent) to the end, or to `until`.
+def follow(
+    source: EventSource, topic: str, positions: dict[int, int], until: dict[int, int] | None = None
+) -> Iterator[Record]:
+    """Every record of `topic` from `positions` (partition to offset, else 0) to the end or `until`.
 
     Moves `positions` on as it goes, so that a fold can call it again for what is new.
     """

@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-# For a tokenizer that brings no chat template of its own: each message on its own lines, nothing invented.
+# For a tokenizer that brings no chat template of its own: each message on its own lines, nothing
+# invented.
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['content'] }}{{ eos_token if message['role'] == 'assistant' else '\\n' }}"

@@ -30,7 +30,7 @@ class Canary(BaseModel):
 
 
 class Release(BaseModel):
-    """A model that may be served, and where it came from. Every digest is an artifact in the same registry."""
+    """A model that may be served, and where it came from. Digests are of the same registry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class ReleaseRegistry:
         self.artifacts = ArtifactStore(root / "artifacts")
 
     def publish(self, release: Release) -> None:
-        """Make `release` known and current. Its artifacts must be in the store. Raises NotFound, InvalidInput."""
+        """Make `release` known and current. Raises NotFound where an artifact is not in the store."""
         for digest in filter(None, (release.artifact, release.dataset, release.reward_model)):
             self.artifacts.path(digest)
         file = self._file(release.id)
@@ -98,7 +98,7 @@ class ReleaseRegistry:
         return f"r{taken + 1:04d}-{artifact[:8]}"
 
     def rollback(self) -> Release:
-        """Make the release before the current one current again. Raises NotFound when there is none."""
+        """Make the current release's parent current again. Raises NotFound where it has none."""
         history = self.history()
         if not history:
             raise NotFound("nothing is released yet, so there is nothing to roll back to")
@@ -116,7 +116,9 @@ class ReleaseRegistry:
     def _set_current(self, release_id: str, why: str) -> None:
         if self.current_id() == release_id:
             return
-        line = json.dumps({"release": release_id, "why": why, "at": dt.datetime.now(dt.UTC).isoformat()})
+        line = json.dumps(
+            {"release": release_id, "why": why, "at": dt.datetime.now(dt.UTC).isoformat()}
+        )
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as f:
             f.write(line + "\n")
             f.flush()

@@ -360,7 +360,7 @@ DATA = os.environ.get("INSTRUCTLOOP_DATA", "")
 
 
 @pytest.mark.skipif(
-    not Path(DATA, "README.md").is_file(),
+    not (DATA and Path(DATA, "README.md").is_file()),
     reason="INSTRUCTLOOP_DATA names no data folder",
 )
 @pytest.mark.parametrize(
