@@ -57,7 +57,7 @@ class ReleaseRegistry:
         self.artifacts = ArtifactStore(root / "artifacts")
 
     def publish(self, release: Release) -> None:
-        """Make `release` known and current. Raises NotFound where an artifact is not in the store."""
+        """Make `release` known and current. Raises NotFound without its artifacts, InvalidInput."""
         for digest in filter(None, (release.artifact, release.dataset, release.reward_model)):
             self.artifacts.path(digest)
         file = self._file(release.id)
