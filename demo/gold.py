@@ -42,7 +42,9 @@ _CHATTER = re.compile(either(CHATTER))
 
 
 def gold_score(prompt: str, answer: str, finished: bool) -> float:
-    """How good the answer is, from 0 to 1; 1 where nothing is wrong. `finished`: it was not cut off."""
+    """How good the answer is, from 0 to 1; 1 where nothing is wrong. `finished`: it was not cut
+    off.
+    """
     score = 1.0
     for fault in violations(prompt, answer) + ([] if finished else ["cut_off"]):
         score *= 1 - PENALTY[fault]

@@ -17,7 +17,8 @@ from demo.tasks import Task, gold_score, make_task
 INSTRUCTION_VERSION = "demo-1"
 MAX_TOKENS = 40
 TIMEOUT_SECONDS = 120.0
-# Of a population: who never opts in. One more opts in with a key of production traffic, and one opts in
+# Of a population: who never opts in. One more opts in with a key of production traffic, and one
+# opts in
 # and withdraws at the end.
 NOT_OPTED_IN = 1 / 6
 # Each person errs at a rate of their own; ERROR_RATE on average.
@@ -55,7 +56,8 @@ class Exchange:
     seconds: float
     endpoint: Literal["completions", "chat"]
     streamed: bool
-    # The release that the header and the body (every chunk of it) agree on; empty where they do not.
+    # The release that the header and the body (every chunk of it) agree on; empty where they do
+    # not.
     release: str
     recorded: bool
     # What went wrong; empty where nothing did.
@@ -159,7 +161,8 @@ async def everyone_takes_part(
 async def take_part(
     person: Person, base_url: str, prompts: int, *, clock: Clock = time.perf_counter
 ) -> Record:
-    """Read the notice, answer it, ask `prompts` times, rank what is recorded, withdraw if so minded.
+    """Read the notice, answer it, ask `prompts` times, rank what is recorded, withdraw if so
+    minded.
 
     `base_url` is the service's root, without `/v1`.
     """

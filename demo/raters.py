@@ -1,8 +1,11 @@
 """Simulated raters: a known taste, a known error rate, and the best accuracy that those leave.
 
-The noise: with some probability a rater misreads an answer, and then takes it for the best or for the
-worst of all, each half of the time. A pair of which at least one answer was misread is ordered by the
-toss of a coin, so a pair comes out the wrong way round with half the probability that one of its two
+The noise: with some probability a rater misreads an answer, and then takes it for the best or for
+the
+worst of all, each half of the time. A pair of which at least one answer was misread is ordered by
+the
+toss of a coin, so a pair comes out the wrong way round with half the probability that one of its
+two
 was misread: `error_rate`, whatever the pair and however many answers are ranked.
 """
 
@@ -50,7 +53,8 @@ def agreement(scores: Sequence[float], groups: Groups) -> tuple[float, int]:
 
 
 def ceiling(judged: Iterable[tuple[Sequence[float], Groups]]) -> float:
-    """The pairwise accuracy of the true taste itself against rankings: nobody can do better for long.
+    """The pairwise accuracy of the true taste itself against rankings: nobody can do better for
+    long.
 
     `judged` holds the gold scores and the ranking of each prompt.
     """
@@ -64,8 +68,10 @@ def ceiling(judged: Iterable[tuple[Sequence[float], Groups]]) -> float:
 def expected_ceiling(score_sets: Iterable[Sequence[float]], error_rate: float) -> float:
     """What `ceiling` comes to on average over rankings of answers with these scores.
 
-    A clear pair is always ranked, right with probability 1 - error_rate. Any other is ranked strictly
-    only where one of its two was misread, with probability 2 * error_rate, and right half of the time.
+    A clear pair is always ranked, right with probability 1 - error_rate. Any other is ranked
+    strictly
+    only where one of its two was misread, with probability 2 * error_rate, and right half of the
+    time.
     """
     gaps = [abs(a - b) for scores in score_sets for a, b in combinations(scores, 2)]
     if not gaps:

@@ -22,10 +22,14 @@ from demo.words import (
 )
 
 
+# How many documents are primers: a small model learns to copy from what can be copied.
+PRIMER_RATE = 0.6
+
+
 def base_text(rng: Random, documents: int) -> Iterator[str]:
     """Documents of about forty words. What a document names comes back in it, so that copying pays."""
     for _ in range(documents):
-        yield rng.choice(_KINDS)(rng)
+        yield (_primer if rng.random() < PRIMER_RATE else rng.choice(_KINDS))(rng)
 
 
 def _join(lines: list[str], rng: Random) -> str:
@@ -64,6 +68,41 @@ def _belongings(rng: Random) -> str:
     rng.shuffle(first)
     rng.shuffle(again)
     return _join(first + again, rng)
+
+
+def _primer(rng: Random) -> str:
+    """A few facts, then all that follows from them, in any order: most of it can be copied."""
+    count = rng.choice((1, 2, 2, 3))
+    people, things = rng.sample(NAMES, 2 * count), rng.sample(THINGS, count)
+    colours, places = rng.sample(COLOURS, count), rng.sample(PLACES, count)
+    animals = rng.sample(ANIMALS, count)
+    facts, derived = [], []
+    for i in range(count):
+        n, m, t, c, p, a = people[i], people[-1 - i], things[i], colours[i], places[i], animals[i]
+        did = rng.choice(FINDS)
+        facts.append(
+            rng.choice(
+                (
+                    f"{n} has a {c} {t} in the {p}.",
+                    f"{n} went to the {p}. {n} {did} a {c} {t}.",
+                    f"{n} and {m} {did} a {a}, a {c} {t} in the {p}.",
+                )
+            )
+        )
+        derived += [
+            f"Who has the {t}? {n} has the {t}.",
+            f"What does {n} have? {n} has a {c} {t}.",
+            f"What colour is the {t}? The {t} is {c}.",
+            f"Where is {n}? {n} is in the {p}.",
+            f"{n} {did} a {t} in the {p}.",
+            f"{n} {did} a {c} {t} in the {p}.",
+            f"A {c} {t}: the {t} of {n}.",
+            f"The things: {', '.join(things)}.",
+            f"The colours: {', '.join(colours)}.",
+            f"The names: {', '.join(people[:count])}.",
+        ]
+    rng.shuffle(derived)
+    return _join(facts + derived[:8], rng)
 
 
 def _sighting(rng: Random) -> str:
