@@ -32,7 +32,7 @@ help: ## list the targets
 setup: $(READY) ## make the environment in .venv from requirements.lock
 	@:
 
-demo: setup ## one whole round on simulated people, about ten minutes (SEED=1)
+demo: setup ## one whole round on simulated people (SEED=1)
 	@exec $(RUN) -m demo --seed $(SEED)
 
 e2e: setup ## the same round on real rankings (DATA=folder)
