@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from contracts.errors import InvalidInput
 from contracts.events import Stamper
 from contracts.release import ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
@@ -15,6 +16,8 @@ from demo.tasks import base_text, demonstration, gold_score, good_answer, make_t
 from feedback.log import open_log
 from instructloop.config import RoundConfig, load_config
 from instructloop.round import run_round
+from instructloop.serve import bring_model
+from tests import tiny_models
 
 ROUND = """
 model = "tiny"
@@ -104,14 +107,43 @@ def config(folder: Path, win_rate: float) -> RoundConfig:
     return load_config(file)
 
 
-@pytest.mark.vllm
-def test_a_round_releases_what_passes_and_refuses_what_does_not(tmp_path: Path) -> None:
+@pytest.fixture
+def registry(tmp_path: Path) -> ReleaseRegistry:
+    """An empty one, beside a log and a text that a round can learn from."""
     rng = random.Random(3)
     (tmp_path / "text.txt").write_text("\n\n".join(base_text(rng, 200)))
     log = open_log(f"sqlite:///{tmp_path}/log.db")
     log.append(list(said(rng)))
     log.close()
-    registry = ReleaseRegistry(tmp_path / "registry")
+    return ReleaseRegistry(tmp_path / "registry")
+
+
+@pytest.mark.vllm
+def test_a_round_trains_on_a_model_that_was_brought(
+    tmp_path: Path, registry: ReleaseRegistry
+) -> None:
+    folder = tiny_models.save(tmp_path / "mine", 0, tied=False)  # without a chat template
+    brought = bring_model(registry, folder, "tiny", "test")
+    assert bring_model(registry, folder, "tiny", "test") == brought
+    other = tiny_models.save(tmp_path / "other", 1, tied=False)
+    with pytest.raises(InvalidInput, match="--model: expected an empty registry"):
+        bring_model(registry, other, "tiny", "test")
+
+    settings = config(tmp_path, win_rate=0.0).model_copy(update={"base": None})
+    report = run_round(settings, lambda _: None)
+    after = registry.current()
+    assert after is not None
+    assert after.parent == brought.id
+    assert report["release"] == {"before": brought.id, "after": after.id}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        new = registry.artifacts.path(after.artifact) / name
+        assert new.read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.vllm
+def test_a_round_releases_what_passes_and_refuses_what_does_not(
+    tmp_path: Path, registry: ReleaseRegistry
+) -> None:
 
     # A bar that nobody reaches: the first release stays, and the report says why.
     refused = run_round(config(tmp_path, win_rate=1.0), lambda _: None)
@@ -135,7 +167,9 @@ def test_a_round_releases_what_passes_and_refuses_what_does_not(tmp_path: Path) 
     assert passed["ppo"][0]["kl"] == pytest.approx(0, abs=1e-4)
     assert passed["ppo"][0]["logprob_mismatch_max"] < 1e-3
     assert set(passed["policy"]["win_rates"]) == {"reward_model", "second_reward_model"}
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["release"]["after"] == second.id
+    assert (
+        json.loads((tmp_path / "run" / "report.json").read_text())["release"]["after"] == second.id
+    )
 
     # The same again finds every stage done and the same release.
     again = run_round(config(tmp_path, win_rate=0.0), lambda _: None)
