@@ -49,8 +49,9 @@ def summary(report: dict[str, Any], asked: argparse.Namespace) -> str:
   gold win rate  {policy["gold_win_rate"]:.3f} {_ci(policy["gold_win_rate_ci95"])}, \
 KL to SFT {policy["kl_to_sft"]:.2f} nats a response
   reward model   {reward["accuracy"]:.3f} {_ci(reward["ci95"])}, ceiling {reward["ceiling"]:.3f}
-  swap           pause {swap.get("pause_ms", 0):.0f} ms, {swap.get("requests_during", 0)} requests, \
-{swap.get("failed", 0)} failed, {swap.get("unstamped", 0)} unstamped
+  swap           pause {swap.get("pause_ms", 0):.0f} ms, \
+{swap.get("requests_during", 0)} requests, {swap.get("failed", 0)} failed, \
+{swap.get("unstamped", 0)} unstamped
   leaked events  {report["consent"]["leaked_events"]}
 report: {asked.folder / "report.html"}
 serve on, with the Playground at the address that this prints:

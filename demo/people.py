@@ -43,7 +43,7 @@ class Person:
 
     @property
     def marker(self) -> str:
-        """A word that begins every prompt whose traces must not be found; empty where they may be."""
+        """A word before every prompt whose traces must not be found; empty where they may be."""
         keepable = self.opted_in and not self.withdraws and not self.production
         return "" if keepable else f"zq{Random(f'{self.seed}:{self.user_id}').getrandbits(40):010x}"
 
@@ -220,7 +220,7 @@ async def _set_consent(visit: _Visit, refusals: list[str], granted: bool, notice
 async def _send(
     visit: _Visit, refusals: list[str], method: str, path: str, **content: Any
 ) -> httpx.Response | None:
-    """The response; None, with a note in `refusals`, where the service did not accept the request."""
+    """The response; None, with a note in `refusals`, where the service did not accept."""
     try:
         response = await visit.http.request(method, path, **content)
         response.raise_for_status()

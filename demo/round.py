@@ -39,7 +39,7 @@ from training.model import hide_progress_bars
 CONFIG = Path(__file__).with_name("demo.toml")
 PEOPLE = 60
 PROMPTS_EACH = 16
-DEMONSTRATIONS = 20_000
+DEMONSTRATIONS = 14_000
 DOCUMENTS = 8_000
 # People who keep asking around the swap, and how long they go on on each side of it.
 ASKING = 6
@@ -178,7 +178,7 @@ def demonstration_events(seed: int) -> Iterator[pb.Event]:
             user, body, id=str(uuid.UUID(int=rng.getrandbits(128), version=4)), at=0.0
         )
 
-    labelers = [f"labeler-{i:02d}" for i in range(50)]
+    labelers = [f"labeler-{i:02d}" for i in range(100)]
     agreed = {"notice_version": notice.CURRENT.version}
     for labeler in labelers:
         yield event(labeler, pb.Consent(state=pb.CONSENT_STATE_GRANTED, **agreed))

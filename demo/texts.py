@@ -21,13 +21,12 @@ from demo.words import (
     capital,
 )
 
-
 # How many documents are primers: a small model learns to copy from what can be copied.
 PRIMER_RATE = 0.6
 
 
 def base_text(rng: Random, documents: int) -> Iterator[str]:
-    """Documents of about forty words. What a document names comes back in it, so that copying pays."""
+    """Documents of about fifty words. What one names comes back in it, so that copying pays."""
     for _ in range(documents):
         yield (_primer if rng.random() < PRIMER_RATE else rng.choice(_KINDS))(rng)
 

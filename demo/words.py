@@ -57,7 +57,7 @@ _LETTERS = {
     "D": ("a", "the"),
     "J": SIZES + WEATHER + COLOURS + LABELS,
     "N": ANIMALS + THINGS + PLACES + ("day",),
-    "P": NAMES + ("it",),
+    "P": (*NAMES, "it"),
     "V": FINDS + MOVES + HAPPY_CUES + SAD_CUES + BE,
     "R": PREPOSITIONS,
     "O": OPENERS,

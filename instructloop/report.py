@@ -34,7 +34,8 @@ def page(report: Section) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Instructloop: one round</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
+        "<title>Instructloop: one round</title>\n"
+        f"<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
         f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -47,7 +48,10 @@ def _head(report: Section) -> str:
         f"{name.replace('_', ' ')} {value}" for name, value in report.get("machine", {}).items()
     ]
     line = " · ".join(escape(fact) for fact in facts if fact)
-    return f'<header><p class="kicker">Instructloop</p><h1>One round of the loop</h1><p class="facts">{line}</p></header>'
+    return (
+        '<header><p class="kicker">Instructloop</p><h1>One round of the loop</h1>'
+        f'<p class="facts">{line}</p></header>'
+    )
 
 
 def _verdict(report: Section) -> str:
@@ -59,8 +63,10 @@ def _verdict(report: Section) -> str:
         f"<b>{escape(str(release.get(key) or '?'))}</b>" for key in ("before", "after")
     )
     if gate["passed"]:
-        return f'<div class="verdict good"><p>The gate let the new policy through: {after} took over from {before}.</p>{reasons}</div>'
-    return f'<div class="verdict bad"><p>The gate refused the new policy; {before} stays.</p>{reasons}</div>'
+        said = f"The gate let the new policy through: {after} took over from {before}."
+        return f'<div class="verdict good"><p>{said}</p>{reasons}</div>'
+    said = f"The gate refused the new policy; {before} stays."
+    return f'<div class="verdict bad"><p>{said}</p>{reasons}</div>'
 
 
 def _headlines(report: Section) -> str:
@@ -200,13 +206,17 @@ def _samples(report: Section) -> str:
 
 def _sample(sample: Section) -> str:
     sides = "".join(
-        f'<div class="{when}"><h4>{when.capitalize()} <span>{_number(sample.get(f"{when}_score"))}</span></h4>'
+        f'<div class="{when}"><h4>{when.capitalize()}'
+        f" <span>{_number(sample.get(f'{when}_score'))}</span></h4>"
         f"<pre>{escape(str(sample.get(when, '')))}</pre></div>"
         for when in ("before", "after")
     )
     use_case = escape(str(sample.get("use_case", "")).replace("_", " "))
     prompt = escape(str(sample.get("prompt", "")))
-    return f'<article class="sample"><h3>{use_case}</h3><pre class="prompt">{prompt}</pre><div class="pair">{sides}</div></article>'
+    return (
+        f'<article class="sample"><h3>{use_case}</h3><pre class="prompt">{prompt}</pre>'
+        f'<div class="pair">{sides}</div></article>'
+    )
 
 
 def _dataset(report: Section) -> str:
@@ -217,7 +227,10 @@ def _dataset(report: Section) -> str:
         return ""
     rows = [[rule["rule"], *(_kept(rule, name) for name in sets)] for rule in rules]
     total = _rows_left(dataset.get("rows", {}))
-    return f"<section><h2>Data set</h2><p>Rows into and out of each rule.</p>{_table(['rule', *sets], rows)}{total}</section>"
+    table = _table(["rule", *sets], rows)
+    return (
+        f"<section><h2>Data set</h2><p>Rows into and out of each rule.</p>{table}{total}</section>"
+    )
 
 
 def _kept(rule: Section, name: str) -> str:
@@ -263,10 +276,12 @@ def _consent(report: Section) -> str:
     searched = ""
     if "markers_searched" in consent:
         searched = (
-            f" {consent['markers_searched']:,} marked texts of people who had not agreed were searched for"
+            f" {consent['markers_searched']:,} marked texts of people who had not agreed were"
+            " searched for"
             f" in {consent.get('bytes_searched', 0):,} bytes."
         )
-    return f"<section><h2>Consent</h2><p>{consent['leaked_events']} events of people who had not opted in.{searched}</p></section>"
+    found = f"{consent['leaked_events']} events of people who had not opted in.{searched}"
+    return f"<section><h2>Consent</h2><p>{found}</p></section>"
 
 
 _SECTIONS: tuple[Callable[[Section], str], ...] = (
@@ -286,7 +301,10 @@ _SECTIONS: tuple[Callable[[Section], str], ...] = (
 
 def _tile(name: str, value: str, note: str, good: bool | None = None) -> str:
     mark = {True: " good", False: " bad", None: ""}[good]
-    return f'<div class="tile{mark}"><h3>{escape(name)}</h3><p>{escape(value)}</p><small>{escape(note)}</small></div>'
+    return (
+        f'<div class="tile{mark}"><h3>{escape(name)}</h3><p>{escape(value)}</p>'
+        f"<small>{escape(note)}</small></div>"
+    )
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -86,7 +86,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How much the engine may use. `max_model_len` counts prompt and answer together, in tokens."""
+    """How much the engine may use. `max_model_len` bounds prompt and answer together, in tokens;
+    models that were made for less get less.
+    """
 
     max_model_len: int = 1024
     max_num_seqs: int = 64
@@ -203,7 +205,7 @@ class VllmEngine:
             "--model": str(folder),
             "--served-model-name": model,
             "--dtype": options.dtype,
-            "--max-model-len": str(options.max_model_len),
+            "--max-model-len": str(_context(folder, options.max_model_len)),
             "--max-num-seqs": str(options.max_num_seqs),
             "--worker-extension-cls": "serving.engine_worker.TwinWeights",
         }
@@ -279,3 +281,11 @@ async def _chunks(events: AsyncGenerator[str, None]) -> AsyncGenerator[Body, Non
             if error := chunk.get("error"):
                 raise EngineRefused(error["message"], error["code"], error.get("param"))
             yield chunk
+
+
+def _context(folder: Path, wanted: int) -> int:
+    """Tokens that the model in `folder` was made for, at most `wanted`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    known = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    return min([wanted, *(int(n) for n in known if n is not None)])

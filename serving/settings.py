@@ -13,7 +13,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="INSTRUCTLOOP_", frozen=True, extra="forbid")
 
-    # Tokens of prompt and answer together.
+    # Most tokens of prompt and answer together; less where the model was made for less.
     max_model_len: int = Field(default=1024, ge=16)
     # Sequences that the engine works on at a time; the others queue.
     max_num_seqs: int = Field(default=64, ge=1)

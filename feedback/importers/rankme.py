@@ -82,10 +82,10 @@ def _score(row: dict[str, str], column: str) -> float:
 def _time(row: dict[str, str], column: str) -> float:
     """Month/day/year, taken as UTC: the file names no time zone."""
     try:
-        time = dt.datetime.strptime(row[column], "%m/%d/%Y %H:%M:%S")
+        time = dt.datetime.strptime(f"{row[column]} +0000", "%m/%d/%Y %H:%M:%S %z")
     except ValueError:
         raise InvalidInput(column, "month/day/year hours:minutes:seconds", row[column]) from None
-    return time.replace(tzinfo=dt.UTC).timestamp()
+    return time.timestamp()
 
 
 def _about(row: dict[str, str], criterion: str) -> dict[str, str]:

@@ -46,7 +46,7 @@ def test_a_failed_put_leaves_nothing(store: ArtifactStore, folder: Path) -> None
     # The manifest's own name is taken by a folder, so the last step of writing fails.
     (folder / MANIFEST).mkdir()
     (folder / MANIFEST / "x").write_text("x")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"(?i)directory"):
         store.put("policy", folder)
     assert list(store.root.iterdir()) == []
 

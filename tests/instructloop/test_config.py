@@ -51,7 +51,7 @@ def test_the_data_folder_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_plugin_that_is_not_there_is_named() -> None:
-    with pytest.raises(InvalidInput, match="no.such:thing"):
+    with pytest.raises(InvalidInput, match=r"no\.such:thing"):
         Plugin(function="no.such:thing").load()
 
 

@@ -56,21 +56,23 @@ max_prompts = 20
 min_win_rate = {win_rate}
 max_lm_loss_rise = 5.0
 """
-AGREED = {"notice_version": "1"}
+NOTICE = "1"
 
 
 def said(rng: random.Random) -> Iterator[pb.Event]:
     """Twelve people: each shows two answers and ranks four, twice."""
     stamp = Stamper("test")
     for person in (f"person-{i}" for i in range(12)):
-        yield stamp.event(person, pb.Consent(state=pb.CONSENT_STATE_GRANTED, **AGREED))
+        yield stamp.event(person, pb.Consent(state=pb.CONSENT_STATE_GRANTED, notice_version=NOTICE))
         for turn in range(2):
             task = make_task(rng)
             prompt = pb.Prompt(messages=[pb.Message(role="user", content=task.prompt)])
             answer = good_answer(task, rng)
             yield stamp.event(
                 person,
-                pb.Demonstration(prompt=prompt, response=answer, source=pb.SOURCE_API, **AGREED),
+                pb.Demonstration(
+                    prompt=prompt, response=answer, source=pb.SOURCE_API, notice_version=NOTICE
+                ),
             )
             answers = [demonstration(task, rng) for _ in range(4)]
             name = f"cmpl-{person}-{turn}"
@@ -85,7 +87,7 @@ def said(rng: random.Random) -> Iterator[pb.Event]:
                     ],
                     release_id="r0000",
                     source=pb.SOURCE_API,
-                    **AGREED,
+                    notice_version=NOTICE,
                 ),
             )
             groups = rank([gold_score(task.prompt, a, True) for a in answers], rng, 0.0)
@@ -95,7 +97,7 @@ def said(rng: random.Random) -> Iterator[pb.Event]:
                     completion_id=name,
                     groups=[pb.RankGroup(outputs=g) for g in groups],
                     source=pb.SOURCE_API,
-                    **AGREED,
+                    notice_version=NOTICE,
                 ),
             )
 

@@ -11,7 +11,7 @@ import pytest
 from instructloop.report import page, write_report
 
 EVIL = "<script>alert('x')</script> & $\\frac{"
-# Tags that need no closing one; `path`, `use` and the like inside the SVG are closed or self-closing.
+# Tags that need no closing one; those inside the SVG are closed or self-closing.
 VOID = {"meta"}
 
 
