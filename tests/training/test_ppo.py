@@ -26,7 +26,7 @@ from training.evaluation.comparison import (
 from training.gate import decide
 from training.metrics import Metrics, read_metrics
 from training.model import load_policy, load_tokenizer
-from training.optimizer import warmup_share
+from training.optimizer import adam, warmup_share
 from training.ppo import (
     Experience,
     Networks,
@@ -110,6 +110,7 @@ def test_before_any_update_ratio_is_one_and_kl_zero(world: World, tmp_path: Path
     assert row["ratio_max"] == pytest.approx(1, abs=1e-6)
     assert row["kl"] == 0.0
     assert row["clip_fraction"] == 0.0
+    assert row["ptx_loss"] > 0
     assert row["logprob_mismatch_max"] < 1e-4
     asked = {"reward_p10", "reward_p90", "length", "eos_rate", "explained_variance", "entropy"}
     assert asked <= row.keys()
@@ -173,6 +174,16 @@ def test_rewards_come_from_the_shifted_score_at_the_last_token(
     inside = experience.advantages_BR[rollout.mask_BR]
     assert inside.mean().item() == pytest.approx(0, abs=1e-5)
     assert inside.var(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_return_is_the_discounted_score(nets: Networks, experience: Experience) -> None:
+    # Policy and reference agree here, so the score at the last token is the only reward.
+    config = configured(gamma=0.9, lam=1.0, whiten_rewards=False)
+    again = evaluate_rollout(config, nets, experience.rollout)
+    for b, mask_R in enumerate(again.rollout.mask_BR):
+        length, score = int(mask_R.sum()), again.scores_B[b].item()
+        expected = [score * 0.9 ** (length - 1 - t) for t in range(length)]
+        assert again.returns_BR[b, :length].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_value_belongs_to_the_state_before_its_token(nets: Networks) -> None:
@@ -262,6 +273,11 @@ def test_prompts_that_are_too_long_are_left_out(world: World) -> None:
         usable_prompts(configured(max_prompt_tokens=1), tokenizer, rows)
 
 
+def test_adam_is_the_papers() -> None:
+    [group] = adam([torch.nn.Parameter(torch.zeros(1))], 1e-3, eps=1e-5).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-5, 0.0)
+
+
 def test_rate_rises_from_a_tenth_over_ten_iterations() -> None:
     assert [warmup_share(i, 10) for i in (0, 5, 10, 500)] == pytest.approx([0.1, 0.55, 1.0, 1.0])
     assert warmup_share(0, 0) == 1.0
@@ -306,7 +322,8 @@ def test_a_policy_trained_too_long_without_a_kl_penalty_is_refused(
         policy_rate=5e-3,
     )
     run(world, short, episodes=32 * 3, beta=0.1, policy_rate=1e-3)
-    gate = GateConfig(max_kl=3.0, max_lm_loss_rise=0.1)
+    # By the reward model that it exploits it wins: that is no reason to release it.
+    gate = GateConfig(max_kl=3.0, max_lm_loss_rise=0.1, min_win_rate=0.3)
     sampler: Any = TorchSampler(world.sft)
     held_out = documents(60, seed=77)
     parent_loss = language_model_loss(world.sft, held_out, 64)
