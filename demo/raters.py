@@ -14,7 +14,7 @@ from itertools import combinations
 from random import Random
 
 # Scores no further apart than this look the same, and tie; a larger gap is a clear one.
-TIE_WIDTH = 0.08
+TIE_WIDTH = 0.15
 
 Groups = list[list[int]]
 

@@ -268,15 +268,14 @@ def _evaluate(
         )
     sampler = _sampler(loop, after)
     try:
-        answers = compare(
-            config.evaluation, sampler, before, after, rows, config.ppo.max_response_tokens
-        )
+        answers = compare(config.evaluation, sampler, before, after, rows, config.ppo)
     finally:
         sampler.close()
     judges = {name: plugin.load() for name, plugin in config.judges.items()}
-    judges["reward_model"] = reward_judge(rewards / "model")
+    unfinished = config.ppo.unfinished_reward
+    judges["reward_model"] = reward_judge(rewards / "model", unfinished)
     if (rewards / "judge").exists():
-        judges["second_reward_model"] = reward_judge(rewards / "judge")
+        judges["second_reward_model"] = reward_judge(rewards / "judge", unfinished)
     if config.gate.judge not in judges:
         raise InvalidInput("gate.judge", "one of " + ", ".join(sorted(judges)), config.gate.judge)
     verdicts = {name: judge_by(judge, answers) for name, judge in judges.items()}
@@ -289,7 +288,9 @@ def _evaluate(
         figures["lm_loss_before"] = language_model_loss(before, held_out, width)
         figures["lm_loss_after"] = language_model_loss(after, held_out, width)
     rise = figures.get("lm_loss_after", 0.0) - figures.get("lm_loss_before", 0.0)
-    decision = decide(config.gate, verdicts[config.gate.judge].win_rate, figures["kl"], rise)
+    people = len({row.user_id for row in answers.rows})
+    win_rate = verdicts[config.gate.judge].win_rate
+    decision = decide(config.gate, win_rate, people, figures["kl"], rise)
     return {
         "reasons": list(decision.reasons),
         "figures": figures,

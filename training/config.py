@@ -107,6 +107,8 @@ class GateConfig(BaseModel):
     max_kl: float = Field(default=20.0, gt=0)
     # The lower end of the 95 % interval of the win rate must lie above this.
     min_win_rate: float = Field(default=0.5, ge=0, le=1)
+    # Fewer people than this say nothing of the next one, however narrow the interval looks.
+    min_people: int = Field(default=5, ge=1)
     # Which judge's win rate counts.
     judge: str = "reward_model"
     # Rise of the held-out language-modelling loss over the SFT policy's, in nats per token.

@@ -17,13 +17,19 @@ class Decision:
         return not self.reasons
 
 
-def decide(config: GateConfig, win_rate: Interval, kl: float, lm_loss_rise: float) -> Decision:
+def decide(
+    config: GateConfig, win_rate: Interval, people: int, kl: float, lm_loss_rise: float
+) -> Decision:
     """Whether a policy may be released, and every reason why not.
 
     `kl` in nats per response against the parent, `lm_loss_rise` in nats per token. A figure that is
     not a number fails.
     """
     reasons = []
+    if people < config.min_people:
+        reasons.append(
+            f"held-out people: expected prompts of at least {config.min_people}, got {people}"
+        )
     if not kl <= config.max_kl:
         reasons.append(
             f"KL to the parent: expected at most {config.max_kl:g} nats a response, got {kl:.2f}"

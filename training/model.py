@@ -174,15 +174,19 @@ class RewardModel(nn.Module):
     def token_scores(self, tokens_BT: Tensor) -> Tensor:
         """The head's output at every token, float32 [B, T]."""
         hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
-        scores_BT: Tensor = self.head(hidden_BTH).squeeze(-1).float() - self.shift
-        return scores_BT
+        return self._scalar(hidden_BTH)
 
     def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Scores, float32 [B], read at the last real token, never at padding."""
         hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
         last_BH = hidden_BTH[torch.arange(len(tokens_BT)), lengths_B - 1]
-        scores_B: Tensor = self.head(last_BH).squeeze(-1).float() - self.shift
-        return scores_B
+        return self._scalar(last_BH)
+
+    def _scalar(self, hidden: Tensor) -> Tensor:
+        """The head in float32 even under autocast: in bf16 near scores would be equal."""
+        with torch.autocast("cpu", enabled=False):
+            scores: Tensor = self.head(hidden.float()).squeeze(-1) - self.shift
+        return scores
 
 
 def hide_progress_bars() -> None:

@@ -118,7 +118,7 @@ WRITE = "Write a sentence about a fox and a drum in the park. "
         (WRITE + "Use at most eight words.", "A fox saw a red drum in the park.", ["too_long"]),
         ("Is this happy or sad: Tom hid a cup and wept.", "Sad.", []),
         ("Is this happy or sad: Tom hid a cup and wept.", "Happy.", ["missing", "wrong"]),
-        ("Leave out the colour: Fred gave a red cup to Tom.", "Fred gave a cup to Tom.", []),
+        ("Leave out the colour: Leo gave a red cup to Tom.", "Leo gave a cup to Tom.", []),
         (
             "Put Ben in place of Tom: Tom saw a fox with a red cup.",
             "Ben saw a fox with a red cup.",
@@ -163,7 +163,7 @@ def test_garbage_gets_a_score(answer: str, prompt: str, finished: bool) -> None:
 def test_base_text_keeps_to_the_lexicon_and_comes_back_to_what_it_names() -> None:
     documents = list(base_text(Random(4), 300))
     assert len(documents) == 300
-    allowed = LEXICON | {"who", "what", "where", "colour"}
+    allowed = LEXICON | {"who", "what", "where", "colour", "does"}
     assert set(words(" ".join(documents))) <= allowed
     repeated = [len(set(words(d))) < 0.75 * len(words(d)) for d in documents]
     assert sum(repeated) > 250

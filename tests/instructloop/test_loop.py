@@ -53,6 +53,7 @@ max_response_tokens = 16
 samples_per_prompt = 2
 max_prompts = 20
 [gate]
+min_people = 1
 min_win_rate = {win_rate}
 max_lm_loss_rise = 5.0
 """

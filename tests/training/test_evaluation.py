@@ -9,7 +9,7 @@ import torch
 
 from tests import tiny_models
 from tests.training.letters import TorchSampler, World, prompts
-from training.config import EvaluationConfig
+from training.config import EvaluationConfig, PpoConfig
 from training.data import PromptRow
 from training.evaluation.comparison import (
     Answers,
@@ -70,7 +70,9 @@ def test_a_tie_is_half_a_win() -> None:
 def test_a_policy_against_itself_neither_wins_nor_diverges(world: World) -> None:
     sampler: Any = TorchSampler(world.sft)
     evaluation = EvaluationConfig(samples_per_prompt=3, max_prompts=10)
-    comparison = compare(evaluation, sampler, world.sft, world.sft, prompts(40), max_tokens=8)
+    comparison = compare(
+        evaluation, sampler, world.sft, world.sft, prompts(40), PpoConfig(max_response_tokens=8)
+    )
     assert [row.id for row in comparison.rows] == [f"p{i}" for i in range(0, 40, 4)]
     assert kl_between(world.sft, world.sft, comparison) == 0.0
     assert comparison.before.samples != comparison.after.samples
@@ -80,7 +82,9 @@ def test_a_policy_against_itself_neither_wins_nor_diverges(world: World) -> None
 def test_kl_is_what_the_samples_say(world: World) -> None:
     sampler: Any = TorchSampler(world.sft)
     evaluation = EvaluationConfig(samples_per_prompt=2, max_prompts=5)
-    comparison = compare(evaluation, sampler, world.sft, world.base, prompts(5), max_tokens=8)
+    comparison = compare(
+        evaluation, sampler, world.sft, world.base, prompts(5), PpoConfig(max_response_tokens=8)
+    )
     base, sft, total = load_policy(world.base), load_policy(world.sft), 0.0
     for prompt, group in zip(comparison.prompts, comparison.after.samples, strict=True):
         for sample in group:

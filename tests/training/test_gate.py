@@ -13,7 +13,7 @@ WINS = Interval(0.6, 0.55, 0.65)
 
 
 def test_a_good_policy_passes() -> None:
-    assert decide(CONFIG, WINS, kl=20.0, lm_loss_rise=0.1).passed
+    assert decide(CONFIG, WINS, people=5, kl=20.0, lm_loss_rise=0.1).passed
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,16 @@ def test_a_good_policy_passes() -> None:
     ],
 )
 def test_each_threshold_refuses(win_rate: Interval, kl: float, rise: float, reason: str) -> None:
-    decision = decide(CONFIG, win_rate, kl, rise)
+    decision = decide(CONFIG, win_rate, 5, kl, rise)
     assert not decision.passed
     assert decision.reasons == (reason,)
 
 
 def test_what_is_not_a_number_fails() -> None:
     nan = math.nan
-    assert len(decide(CONFIG, Interval(nan, nan, nan), nan, nan).reasons) == 3
+    assert len(decide(CONFIG, Interval(nan, nan, nan), 5, nan, nan).reasons) == 3
+
+
+def test_too_few_people_are_no_evidence() -> None:
+    decision = decide(CONFIG, WINS, people=4, kl=1.0, lm_loss_rise=0.0)
+    assert decision.reasons == ("held-out people: expected prompts of at least 5, got 4",)

@@ -330,12 +330,14 @@ def test_a_policy_trained_too_long_without_a_kl_penalty_is_refused(
 
     def reasons(folder: Path) -> list[str]:
         evaluation = EvaluationConfig(samples_per_prompt=2, max_prompts=32)
-        comparison = compare(evaluation, sampler, world.sft, folder, prompts(32), max_tokens=8)
-        win_rate = judge_by(reward_judge(world.reward), comparison).win_rate
+        comparison = compare(
+            evaluation, sampler, world.sft, folder, prompts(32), PpoConfig(max_response_tokens=8)
+        )
+        win_rate = judge_by(reward_judge(world.reward, -1.0), comparison).win_rate
         kl = kl_between(folder, world.sft, comparison)
         rise = language_model_loss(folder, held_out, 64) - parent_loss
         assert math.isfinite(kl) and math.isfinite(rise)
-        return list(decide(gate, win_rate, kl, rise).reasons)
+        return list(decide(gate, win_rate, 5, kl, rise).reasons)
 
     refused = reasons(long)
     assert [r.split(":")[0] for r in refused] == ["KL to the parent", "held-out language modelling"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from training.config import EvaluationConfig
-from training.data import PromptRow, encode_response, length_mask, pad, render
+from contracts.errors import InvalidInput
+from training.config import EvaluationConfig, PpoConfig
+from training.data import PromptRow, encode_response, fits, length_mask, pad, render
 from training.evaluation.interval import Interval, clustered_mean
 from training.model import RewardModel, load_policy, load_tokenizer, response_logprobs
 from training.reward_model import score_sequences
@@ -42,19 +43,26 @@ def compare(
     before: Path,
     after: Path,
     rows: Sequence[PromptRow],
-    max_tokens: int,
+    lengths: PpoConfig,
 ) -> Comparison:
-    """Sample both policies at temperature 1 on up to `max_prompts` of `rows`, evenly spread over
-    them.
+    """Sample both policies at temperature 1 on up to `max_prompts` of `rows`, evenly spread.
+
+    Prompts longer than those of PPO are left out; answers are cut where PPO cuts them.
     """
     tokenizer = load_tokenizer(after)
-    stride = max(1, -(-len(rows) // config.max_prompts))
-    chosen = list(rows)[::stride]
-    prompts = [render(tokenizer, row) for row in chosen]
+    rendered = [(row, render(tokenizer, row)) for row in rows]
+    fitting = [pair for pair in rendered if fits(pair[1], [], lengths.max_prompt_tokens, 0)]
+    if not fitting:
+        limit = f"held-out prompts of at most {lengths.max_prompt_tokens} tokens"
+        raise InvalidInput("evaluation prompts", limit, f"{len(rows)} rows, none fits")
+    fitting = fitting[:: -(-len(fitting) // config.max_prompts)]
+    chosen, prompts = [row for row, _ in fitting], [prompt for _, prompt in fitting]
 
     def answers(folder: Path, seed: int) -> Answers:
         sampler.load(load_policy(folder).state_dict())
-        samples = sampler.sample(prompts, max_tokens, seed, config.samples_per_prompt)
+        samples = sampler.sample(
+            prompts, lengths.max_response_tokens, seed, config.samples_per_prompt
+        )
         texts = [
             [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in group]
             for group in samples
@@ -89,9 +97,10 @@ def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
     return Verdict(clustered_mean(rates, people), before, after)
 
 
-def reward_judge(folder: Path) -> Judge:
-    """The reward model in `folder` as a judge. It reads text with its own tokenizer, as it did in
-    training.
+def reward_judge(folder: Path, unfinished_reward: float) -> Judge:
+    """The reward model in `folder` as a judge, reading text with its own tokenizer as in training.
+
+    An answer that never stops gets `unfinished_reward`, as in PPO.
     """
     model, tokenizer = RewardModel.load(folder).eval(), load_tokenizer(folder)
 
@@ -103,7 +112,8 @@ def reward_judge(folder: Path) -> Judge:
             + (encode_response(tokenizer, text, done) or [tokenizer.eos_token_id])
             for row, text, done in zip(rows, texts, finished, strict=True)
         ]
-        return list(score_sequences(model, sequences).tolist())
+        scores = score_sequences(model, sequences).tolist()
+        return [s if done else unfinished_reward for s, done in zip(scores, finished, strict=True)]
 
     return judge
 
