@@ -95,7 +95,7 @@ def _primer(rng: Random) -> str:
             f"Where is {n}? {n} is in the {p}.",
             f"{n} {did} a {t} in the {p}.",
             f"{n} {did} a {c} {t} in the {p}.",
-            f"A {c} {t}: the {t} of {n}.",
+            f"{n} has the {t}.",
             f"The things: {', '.join(things)}.",
             f"The colours: {', '.join(colours)}.",
             f"The names: {', '.join(people[:count])}.",
