@@ -30,6 +30,8 @@ from training.model import RewardModel, load_tokenizer
 from training.objectives import ranking_loss, strict_pairs
 from training.optimizer import adam, autocast, cosine_share, set_rate
 
+FORWARD_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -132,8 +134,12 @@ def demonstration_sequences(
 
 def _score(model: RewardModel, batch: Sequence[Ranked]) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, ranks and mask, all [B, K], of a batch of rankings with up to K responses each."""
-    tokens_NT, lengths_N = pad([s for ranked in batch for s in ranked.sequences])
-    scores_N = model(tokens_NT, lengths_N)
+    sequences = [s for ranked in batch for s in ranked.sequences]
+    # Forward passes of similar lengths, so that little of them is padding.
+    parts = similar_lengths([len(s) for s in sequences], FORWARD_ROWS)
+    scores = torch.cat([model(*pad([sequences[i] for i in part])) for part in parts])
+    order = torch.tensor([i for part in parts for i in part])
+    scores_N = torch.zeros_like(scores).index_put((order,), scores)
     mask_BK = length_mask(torch.tensor([len(r.ranks) for r in batch]))
     scores_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, scores_N)
     ranks_BK, _ = pad([r.ranks for r in batch])
