@@ -26,13 +26,13 @@ from demo.words import (
 FAULT_RATE = 0.45
 # Which fault, among those that the task allows.
 FAULT_RATES = {
-    "runs_on": 0.25,
-    "chatters": 0.20,
-    "breaks_rule": 0.15,
-    "invents": 0.15,
-    "drops": 0.10,
+    "runs_on": 0.28,
+    "chatters": 0.24,
+    "breaks_rule": 0.18,
+    "invents": 0.10,
+    "drops": 0.06,
     "repeats": 0.10,
-    "miscopies": 0.05,
+    "miscopies": 0.04,
 }
 
 

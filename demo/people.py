@@ -21,8 +21,9 @@ TIMEOUT_SECONDS = 120.0
 # opts in
 # and withdraws at the end.
 NOT_OPTED_IN = 1 / 6
-# Each person errs at a rate of their own; ERROR_RATE on average.
-ERROR_RATE = 0.10
+# Each person errs at a rate of their own; ERROR_RATE on average. Two people then agree on a clear
+# pair in 0.85^2 + 0.15^2 = 74.5 % of cases; InstructGPT's labelers agreed in 72.6 % (section 3.4).
+ERROR_RATE = 0.15
 ERROR_SPREAD = 0.04
 
 Clock = Callable[[], float]

@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 import secrets
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,13 +66,15 @@ def key_for_newcomer(place: Place) -> str:
 def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version: str) -> Release:
     """Publish a Hugging Face causal language model from a local folder as the first release.
 
-    The same folder again is the release that it was; another one is refused once something is
+    Its weights are released as float32 safetensors, the form in which the loop trains them on. The
+    same folder again is the release that it was; another one is refused once something is
     released.
     """
-    from training.model import canary_of, load_policy
+    from training.model import canary_of, load_policy, load_tokenizer, save_policy
 
-    load_policy(folder)
-    artifact = registry.artifacts.put("policy", folder)
+    with tempfile.TemporaryDirectory() as aside:
+        save_policy(load_policy(folder), load_tokenizer(folder), Path(aside) / "model")
+        artifact = registry.artifacts.put("policy", Path(aside) / "model")
     current = registry.current()
     if current is not None:
         if any(registry.get(i).artifact == artifact for i in registry.history()):

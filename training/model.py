@@ -5,7 +5,6 @@ padding, so no attention mask is needed and positions count from 0. R response t
 size, V vocabulary.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -209,14 +208,3 @@ def canary_of(folder: Path) -> Canary:
     logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     logprobs_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     return Canary(token_ids=tuple(ids), logprobs=tuple(logprobs_T.tolist()))
-
-
-def parameter_count(folder: Path) -> int:
-    """Parameters of the model in `folder`, from the safetensors headers alone."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as f:
-            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        shapes = (v["shape"] for k, v in header.items() if k != "__metadata__")
-        total += sum(int(torch.Size(shape).numel()) for shape in shapes)
-    return total

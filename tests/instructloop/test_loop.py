@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from contracts.errors import InvalidInput
 from contracts.events import Stamper
@@ -125,7 +126,9 @@ def registry(tmp_path: Path) -> ReleaseRegistry:
 def test_a_round_trains_on_a_model_that_was_brought(
     tmp_path: Path, registry: ReleaseRegistry
 ) -> None:
-    folder = tiny_models.save(tmp_path / "mine", 0, tied=False)  # without a chat template
+    folder = tmp_path / "mine"  # in half precision, without a chat template
+    tiny_models.model(0, tied=False).bfloat16().save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
     brought = bring_model(registry, folder, "tiny", "test")
     assert bring_model(registry, folder, "tiny", "test") == brought
     other = tiny_models.save(tmp_path / "other", 1, tied=False)
@@ -141,6 +144,9 @@ def test_a_round_trains_on_a_model_that_was_brought(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         new = registry.artifacts.path(after.artifact) / name
         assert new.read_bytes() == (folder / name).read_bytes()
+    for release in (brought, after):  # a server swaps weights of one dtype only
+        weights = load_file(registry.artifacts.path(release.artifact) / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
 
 
 @pytest.mark.vllm

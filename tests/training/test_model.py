@@ -29,7 +29,6 @@ from training.model import (
     canary_of,
     load_policy,
     load_tokenizer,
-    parameter_count,
     response_logprobs,
     save_policy,
 )
@@ -215,14 +214,6 @@ def test_the_canary_is_what_hugging_face_says(tiny: Path) -> None:
     ids = list(canary.token_ids)
     loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
     assert -sum(canary.logprobs) / len(canary.logprobs) == pytest.approx(loss, abs=1e-5)
-
-
-def test_a_tied_weight_is_counted_once(tmp_path: Path) -> None:
-    counts = [
-        parameter_count(tiny_models.save(tmp_path / str(tied), 0, tied=tied))
-        for tied in (False, True)
-    ]
-    assert counts[0] - counts[1] == 320 * 128
 
 
 def test_the_tokenizer_files_of_a_model_from_outside_stay_as_they_are(
