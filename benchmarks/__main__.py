@@ -4,6 +4,7 @@ import argparse
 import importlib
 
 from benchmarks.result import write
+from instructloop.version import code_version
 
 SUITES = ("demo", "e2e")
 
@@ -12,10 +13,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", choices=SUITES)
     suite = parser.parse_args().suite
+    commit = code_version()
     figures = importlib.import_module(f"benchmarks.{suite}").measure()
     for f in figures:
         print(f"{f.figure:40} {f.value:10.4f} [{f.min:.4f}, {f.max:.4f}] {f.unit} {f.goal}")
-    print(write(suite, f"make bench SUITE={suite}", figures))
+    print(write(suite, f"make bench SUITE={suite}", commit, figures))
 
 
 if __name__ == "__main__":

