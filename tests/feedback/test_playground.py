@@ -170,7 +170,7 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         reason = "no chromium on the PATH; Debian and Ubuntu have it as the package chromium"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+    expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
         yield browser
@@ -192,7 +192,7 @@ def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
 def a_page(browser: Browser, complaints: list[str], **options: Any) -> Generator[Page]:
     context = browser.new_context(**{"viewport": {"width": 1000, "height": 900}} | options)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on(
         "console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None
     )
