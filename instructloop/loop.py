@@ -184,6 +184,7 @@ def _train_base(loop: Loop, digest: str, folder: Path) -> dict[str, Any]:
 def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
     metrics = Metrics(folder)
     rows: list[SftRow] = _rows(loop, digest, "sft")
+    texts, _ = hold_out(loop.documents)
     train_sft(
         loop.config.sft,
         parent,
@@ -191,6 +192,7 @@ def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str,
         _rows(loop, digest, "sft", "validation"),
         folder / "model",
         metrics,
+        texts,
     )
     metrics.close()
     return {"demonstrations": len(rows), "validation_loss": metrics.rows[-1]["validation_loss"]}

@@ -47,6 +47,9 @@ class SftConfig(StageConfig):
     # The rate falls along a cosine to this share of itself; no warm-up.
     final_rate_share: float = 0.1
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    # Pretraining examples per demonstration, and the weight of their loss (C.4: 10 %).
+    pretraining_share: float = Field(default=0.1, ge=0, lt=1)
+    pretraining_row_tokens: int = Field(default=128, ge=2)
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
 

@@ -14,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training.config import SftConfig
-from training.data import SftRow, encode_response, fits, length_mask, pad, render, shuffled_batches
+from training.data import (
+    SftRow,
+    TokenStream,
+    encode_response,
+    fits,
+    length_mask,
+    pad,
+    render,
+    shuffled_batches,
+)
 from training.metrics import Metrics
 from training.model import load_policy, load_tokenizer, response_logprobs, save_policy
 from training.optimizer import adam, autocast, cosine_share, set_rate
@@ -34,8 +43,13 @@ def train_sft(
     validation: Sequence[SftRow],
     folder: Path,
     metrics: Metrics,
+    pretraining: Sequence[str] = (),
 ) -> None:
-    """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`."""
+    """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`.
+
+    Documents of `pretraining` are mixed in, so that PPO does not start from a policy that forgot
+    how to write (C.4).
+    """
     torch.manual_seed(config.seed)
     tokenizer, model = load_tokenizer(parent), load_policy(parent)
     pairs = _encode(config, tokenizer, rows)
@@ -43,6 +57,7 @@ def train_sft(
     if not pairs:
         expected = "at least one within the length limits"
         raise InvalidInput("demonstrations", expected, f"{len(rows)} rows, none usable")
+    stream = _stream(config, tokenizer, pretraining)
     set_residual_dropout(model, config.dropout)
     optimizer = adam(model.parameters(), config.learning_rate)
 
@@ -56,6 +71,11 @@ def train_sft(
         with autocast(config.precision):
             loss = response_loss(model.train(), [pairs[i] for i in batch])
         loss.backward()
+        if stream is not None:
+            rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
+            with autocast(config.precision):
+                mixed = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
+            (config.pretraining_share * mixed).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -64,6 +84,15 @@ def train_sft(
     metrics.write(len(batches), validation_loss=_validate(model, held_out, config))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)
+
+
+def _stream(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]
+) -> TokenStream | None:
+    if not documents or not config.pretraining_share:
+        return None
+    ids = tokenizer(list(documents), add_special_tokens=False)["input_ids"]
+    return TokenStream(ids, tokenizer.eos_token_id, config.pretraining_row_tokens, config.seed)
 
 
 def response_loss(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:

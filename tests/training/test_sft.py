@@ -11,6 +11,7 @@ from contracts.errors import InvalidInput
 from tests import tiny_models
 from tests.training.letters import SFT, World, demonstrations
 from training.config import SftConfig
+from training.evaluation.comparison import language_model_loss
 from training.metrics import Metrics, read_metrics
 from training.model import load_policy
 from training.optimizer import cosine_share
@@ -91,3 +92,15 @@ def test_the_rate_falls_along_a_cosine_to_a_tenth() -> None:
     assert cosine_share(0, 100, 0.1) == 1.0
     assert cosine_share(50, 100, 0.1) == pytest.approx(0.55)
     assert cosine_share(100, 100, 0.1) == pytest.approx(0.1)
+
+
+def test_pretraining_text_in_the_mix_keeps_the_policy_writing(world: World, tmp_path: Path) -> None:
+    texts = ["the cat sees the sea. " * 8] * 20
+    losses = {}
+    for name, pretraining in (("without", list[str]()), ("with", texts)):
+        config = SftConfig(epochs=4, batch=8, learning_rate=2e-3, pretraining_row_tokens=16)
+        with closing(Metrics(tmp_path / f"{name}-metrics")) as metrics:
+            rows = demonstrations(24, 5)
+            train_sft(config, world.base, rows, [], tmp_path / name, metrics, pretraining)
+        losses[name] = language_model_loss(tmp_path / name, texts[:1], 32)
+    assert losses["with"] < losses["without"] - 0.2
