@@ -10,6 +10,19 @@ PLAIN_CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 
+# Where Hugging Face keeps what turns text into tokens and back. A release has the same of these
+# files as its parent, byte for byte; where the parent has none, it has none.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
 
 class ChatMessage(TypedDict):
     """One turn; `role` is system, user or assistant."""

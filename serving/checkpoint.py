@@ -6,19 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from contracts.errors import InvalidInput
+from contracts.prompt import TOKENIZER_FILES
 
-# Files that decide how text becomes tokens and back; where the running model has none, the new one
-# must have none.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 # Written by whoever saved the folder; says nothing of the model.
 PROVENANCE_FIELDS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 

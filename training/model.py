@@ -22,21 +22,10 @@ from transformers import (
 from transformers.utils import logging
 
 from contracts.errors import CorruptArtifact, InvalidInput
+from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
 
 REWARD_HEAD = "reward_head.safetensors"
-
-# Where Hugging Face keeps what turns text into tokens and back.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
