@@ -24,6 +24,8 @@ from transformers.utils import logging
 from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
+from training.backbone import hidden_states
+from training.packing import Packed
 
 REWARD_HEAD = "reward_head.safetensors"
 
@@ -169,6 +171,10 @@ class RewardModel(nn.Module):
         hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
         last_BH = hidden_BTH[torch.arange(len(tokens_BT)), lengths_B - 1]
         return self._scalar(last_BH)
+
+    def scores(self, packed: Packed, at_M: Tensor) -> Tensor:
+        """The head's output, float32 [M], at the tokens `at_M` (ascending) of packed trees."""
+        return self._scalar(hidden_states(self.backbone, packed, at_M))
 
     def _scalar(self, hidden: Tensor) -> Tensor:
         """The head in float32 even under autocast: in bf16 near scores would be equal."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
-from training.config import RewardModelConfig
+from training.config import Precision, RewardModelConfig
 from training.data import (
     RankedRow,
     SftRow,
@@ -23,14 +23,15 @@ from training.data import (
     pad,
     render,
     shuffled_batches,
-    similar_lengths,
 )
 from training.metrics import Metrics
 from training.model import RewardModel, load_tokenizer
 from training.objectives import ranking_loss, strict_pairs
 from training.optimizer import adam, autocast, cosine_share, set_rate
+from training.packing import Packed, Tree, passes
 
-FORWARD_ROWS = 32
+# Tokens of a forward pass: what is alive at once, in training with its gradient.
+PASS_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Ranked:
     ranks: tuple[int, ...]
 
     @property
-    def sequences(self) -> list[list[int]]:
-        return [self.prompt + response for response in self.responses]
+    def tree(self) -> Tree:
+        return Tree(self.prompt, self.responses)
 
 
 def train_reward_model(
@@ -86,20 +87,31 @@ def train_reward_model(
             optimizer,
             config.learning_rate * cosine_share(step, len(batches), config.final_rate_share),
         )
-        with autocast(config.precision):
-            scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in batch])
-            loss = ranking_loss(scores_BK, ranks_BK, mask_BK)
-        loss.backward()
+        figures = accumulate_gradients(model, [ranked[i] for i in batch], config.precision)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        pairs_BKK = strict_pairs(ranks_BK, mask_BK)
-        right_BKK = pairs_BKK & (scores_BK[:, :, None] > scores_BK[:, None, :])
-        accuracy = right_BKK.sum() / pairs_BKK.sum().clamp(min=1)
-        metrics.write(step, loss=loss.item(), accuracy=accuracy.item(), grad_norm=norm.item())
+        metrics.write(step, **figures, grad_norm=norm.item())
 
     model.shift += mean_score(model, zero)
     model.save(folder, tokenizer)
+
+
+def accumulate_gradients(
+    model: RewardModel, ranked: Sequence[Ranked], precision: Precision
+) -> dict[str, float]:
+    """The gradient of the loss of one batch, a few rankings at a time; loss and pair accuracy."""
+    loss = right = pairs = 0.0
+    for part in passes([r.tree for r in ranked], PASS_TOKENS):
+        with autocast(precision):
+            scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in part])
+            share = ranking_loss(scores_BK, ranks_BK, mask_BK) * (len(part) / len(ranked))
+        share.backward()
+        better_BKK = strict_pairs(ranks_BK, mask_BK)
+        right += (better_BKK & (scores_BK[:, :, None] > scores_BK[:, None, :])).sum().item()
+        pairs += better_BKK.sum().item()
+        loss += share.item()
+    return {"loss": loss, "accuracy": right / pairs}
 
 
 def encode_rankings(
@@ -132,29 +144,35 @@ def demonstration_sequences(
     return [prompt + response for prompt, response in pairs if fits(prompt, [response], *limits)]
 
 
-def _score(model: RewardModel, batch: Sequence[Ranked]) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, ranks and mask, all [B, K], of a batch of rankings with up to K responses each."""
-    sequences = [s for ranked in batch for s in ranked.sequences]
-    # Forward passes of similar lengths, so that little of them is padding.
-    parts = similar_lengths([len(s) for s in sequences], FORWARD_ROWS)
-    scores = torch.cat([model(*pad([sequences[i] for i in part])) for part in parts])
-    order = torch.tensor([i for part in parts for i in part])
-    scores_N = torch.zeros_like(scores).index_put((order,), scores)
-    mask_BK = length_mask(torch.tensor([len(r.ranks) for r in batch]))
-    scores_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, scores_N)
-    ranks_BK, _ = pad([r.ranks for r in batch])
+def _score(model: RewardModel, ranked: Sequence[Ranked]) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, ranks and mask, all [B, K], of rankings with up to K responses each; a prompt is
+    computed once for all its responses.
+    """
+    packed = Packed([r.tree for r in ranked])
+    mask_BK = length_mask(torch.tensor([len(r.ranks) for r in ranked]))
+    scores_C = model.scores(packed, packed.ends)
+    scores_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, scores_C)
+    ranks_BK, _ = pad([r.ranks for r in ranked])
     return scores_BK, ranks_BK, mask_BK
 
 
 @torch.no_grad()
-def score_sequences(
-    model: RewardModel, sequences: Sequence[Sequence[int]], batch: int = 64
-) -> Tensor:
+def score_trees(model: RewardModel, trees: Sequence[Tree], tokens: int = PASS_TOKENS) -> Tensor:
+    """Scores, float32 [C], of every response of every tree in the order given; of a tree without
+    responses, of the whole sequence. A pass of the model holds up to `tokens` tokens.
+    """
+    scores: list[Tensor] = [torch.empty(0)] * len(trees)
+    for part in passes(trees, tokens):
+        packed = Packed([trees[i] for i in part])
+        counts = [len(trees[i].responses) or 1 for i in part]
+        for i, own in zip(part, model.scores(packed, packed.ends).split(counts), strict=True):
+            scores[i] = own
+    return torch.cat(scores)
+
+
+def score_sequences(model: RewardModel, sequences: Sequence[Sequence[int]]) -> Tensor:
     """Scores, float32 [N], of whole sequences (prompt and response), in the order given."""
-    scores_N = torch.empty(len(sequences))
-    for indices in similar_lengths([len(s) for s in sequences], batch):
-        scores_N[indices] = model(*pad([sequences[i] for i in indices]))
-    return scores_N
+    return score_trees(model, [Tree(s) for s in sequences])
 
 
 def mean_score(model: RewardModel, sequences: Sequence[Sequence[int]]) -> float:
@@ -178,7 +196,7 @@ class PairScores:
 
 def score_pairs(model: RewardModel, ranked: Sequence[Ranked]) -> PairScores:
     """The model's view of each strict pair in `ranked`."""
-    scores = iter(score_sequences(model, [s for r in ranked for s in r.sequences]).tolist())
+    scores = iter(score_trees(model, [r.tree for r in ranked]).tolist())
     gaps, raters = [], []
     for r in ranked:
         rewards = [next(scores) for _ in r.ranks]

@@ -1,27 +1,22 @@
 """Heads, log-probabilities and round trips, on several architectures."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
     LlamaConfig,
     LlamaModel,
     PreTrainedConfig,
-    Qwen2Config,
 )
 
 from contracts.errors import CorruptArtifact, InvalidInput
 from serving.checkpoint import check_interchangeable
 from tests import tiny_models
+from tests.training.architectures import ARCHITECTURES, SIZES
 from training.data import length_mask, pad
 from training.model import (
     REWARD_HEAD,
@@ -33,36 +28,6 @@ from training.model import (
     save_policy,
 )
 from training.sft import response_loss, set_residual_dropout
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 48,
-    "head_dim": 16,
-    "eos_token_id": 0,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
-ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**SIZES),
-    "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "gemma": lambda: GemmaConfig(**SIZES),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=0
-    ),
-    "gpt-neox": lambda: GPTNeoXConfig(
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        eos_token_id=0,
-    ),
-}
 
 
 def write(config: PreTrainedConfig, folder: Path) -> Path:

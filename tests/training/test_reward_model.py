@@ -16,6 +16,7 @@ from training.config import RewardModelConfig
 from training.metrics import Metrics, read_metrics
 from training.model import RewardModel, load_tokenizer
 from training.objectives import ranking_loss
+from training.packing import Tree
 from training.reward_model import (
     PairScores,
     _score,
@@ -25,6 +26,7 @@ from training.reward_model import (
     mean_score,
     score_pairs,
     score_sequences,
+    score_trees,
     train_reward_model,
 )
 
@@ -48,7 +50,8 @@ def test_demonstrations_score_zero_on_average(world: World) -> None:
 def test_the_same_text_has_the_same_score_in_any_batch(world: World) -> None:
     model = RewardModel.load(world.reward).eval()
     sequences = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [5, 6, 7], [9]]
-    together = score_sequences(model, sequences, batch=3).tolist()
+    trees = [Tree(s) for s in sequences]
+    together = score_trees(model, trees, tokens=12).tolist()
     alone = [score_sequences(model, [s]).item() for s in sequences]
     assert together == pytest.approx(alone, abs=1e-5)
 
@@ -86,7 +89,9 @@ def test_a_batch_of_rankings_of_two_sizes(world: World) -> None:
         scores_BK, ranks_BK, mask_BK = _score(model, ranked)
         apart = [ranking_loss(*_score(model, [r])).item() for r in ranked]
     assert mask_BK.tolist() == [[True] * 4, [True, True, False, False]]
-    expected = [score_sequences(model, r.sequences).tolist() for r in ranked]
+    expected = [
+        score_sequences(model, [[*r.prompt, *a] for a in r.responses]).tolist() for r in ranked
+    ]
     assert scores_BK[0].tolist() == pytest.approx(expected[0], abs=1e-5)
     assert scores_BK[1, :2].tolist() == pytest.approx(expected[1], abs=1e-5)
     together = ranking_loss(scores_BK, ranks_BK, mask_BK).item()

@@ -1,0 +1,115 @@
+"""Hidden states of packed trees from any Hugging Face causal model.
+
+Shapes: N tokens, M of them asked for, H width of the model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from training import llama
+from training.attention import attention
+from training.data import pad
+from training.packing import Packed, Tree
+
+PACKED = "packed"
+# What a model must give alike, packed and row by row, before it is trusted to be packed.
+PROBE = Packed([Tree([1, 2, 3], [[4, 5], [6, 7, 8]]), Tree([2, 1, 4, 3])])
+TOLERANCE = 1e-2
+
+
+def hidden_states(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Tensor:
+    """The last hidden states, [M, H], at the tokens `at_M` (ascending) of `packed`.
+
+    Every token goes through the model once, where the model can do so: its attention goes through
+    Hugging Face's attention interface and knows nothing but a scale. Another model (ALiBi, soft
+    caps, sliding windows, recurrence) sees each sequence as a padded row of its own.
+    """
+    if llama.is_llama(backbone):
+        return llama.hidden_states(backbone, packed, at_M)
+    if packs(backbone):
+        return _in_one_row(backbone, packed).index_select(0, at_M)
+    return _row_by_row(backbone, packed, at_M)
+
+
+_PACKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def packs(backbone: PreTrainedModel) -> bool:
+    """Whether the model gives the same hidden states packed as row by row; tried once a model."""
+    if backbone not in _PACKS:
+        training = backbone.training
+        backbone.eval()
+        _PACKS[backbone] = _try_packing(backbone)
+        backbone.train(training)
+    return _PACKS[backbone]
+
+
+@torch.no_grad()
+def _try_packing(backbone: PreTrainedModel) -> bool:
+    if not backbone._supports_attention_backend:  # noqa: SLF001  the library's own flag
+        return False
+    at_N = torch.arange(len(PROBE))
+    try:
+        together, apart = _in_one_row(backbone, PROBE), _row_by_row(backbone, PROBE, at_N)
+    except _CannotPackError:
+        return False
+    return bool((together - apart).norm() <= TOLERANCE * apart.norm())
+
+
+def _in_one_row(backbone: PreTrainedModel, packed: Packed) -> Tensor:
+    with _packed_attention(backbone):
+        hidden: Tensor = backbone(
+            input_ids=packed.tokens_N[None],
+            position_ids=packed.positions_N[None],
+            # A mask of four dimensions is left alone; what may be seen goes by the groups.
+            attention_mask=torch.ones(1, 1, 1, 1),
+            use_cache=False,
+            groups=packed.groups(),
+        ).last_hidden_state[0]
+    return hidden
+
+
+def _row_by_row(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Tensor:
+    rows, row_N, column_N = packed.rows()
+    tokens_BT, _ = pad(rows)
+    hidden_BTH: Tensor = backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
+    return hidden_BTH[row_N[at_M], column_N[at_M]]
+
+
+@contextmanager
+def _packed_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    before = backbone.config._attn_implementation  # noqa: SLF001  there is no other way to it
+    backbone.config._attn_implementation = PACKED  # noqa: SLF001
+    try:
+        yield
+    finally:
+        backbone.config._attn_implementation = before  # noqa: SLF001
+
+
+class _CannotPackError(Exception):
+    """The model's attention is more than a scaled softmax over all that came before."""
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Hugging Face's attention interface: [1, heads, N, D] in, [1, N, heads, D] out."""
+    if any(settings.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
+        raise _CannotPackError
+    scale = settings.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return attention(query[0], key[0], value[0], settings["groups"], scale)[None], None
+
+
+AttentionInterface.register(PACKED, _attend)
