@@ -50,9 +50,11 @@ def _layer(
     attend, mlp = layer.self_attn, layer.mlp
     h_NH = _norm(layer.input_layernorm, x_NH)
     asked, at = (h_NH, rotary) if at_M is None else (h_NH[at_M], (rotary[0][at_M], rotary[1][at_M]))
-    q_AMD = _rotate(_heads(attend.q_proj(asked), attend.head_dim), *at)
-    k_aND = _rotate(_heads(attend.k_proj(h_NH), attend.head_dim), *rotary)
-    v_aND = _heads(attend.v_proj(h_NH), attend.head_dim)
+    q_MAD, k_NaD, v_NaD = (
+        x.view(len(x), -1, attend.head_dim)
+        for x in (attend.q_proj(asked), attend.k_proj(h_NH), attend.v_proj(h_NH))
+    )
+    q_AMD, k_aND, v_aND = _rotate(q_MAD, *at), _rotate(k_NaD, *rotary), v_NaD.transpose(0, 1)
     out_MAD = attention(q_AMD, k_aND, v_aND, groups, attend.scaling)
     x_MH = x_NH if at_M is None else x_NH[at_M]
     x_MH = x_MH + attend.o_proj(out_MAD.flatten(1))
@@ -62,13 +64,62 @@ def _layer(
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    normed: Tensor = RmsNorm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return normed
 
 
-def _heads(x: Tensor, width: int) -> Tensor:
-    return x.view(len(x), -1, width).transpose(0, 1)
+def _rotate(x: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """[heads, N, D]: each head's halves turned by the angle of its position."""
+    cos_ND, sin_ND = cos_ND.to(x.dtype), sin_ND.to(x.dtype)
+    turned: Tensor = Rotary.apply(x, cos_ND, sin_ND)  # type: ignore[no-untyped-call]
+    return turned
 
 
-def _rotate(x_AND: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    left, right = x_AND.chunk(2, -1)
-    return x_AND * cos_ND + torch.cat((-right, left), -1) * sin_ND
+class RmsNorm(torch.autograd.Function):
+    """x / rms(x) * weight; under autocast the result is already in the type that is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        normed = (x * inverse).mul_(weight)
+        cast = torch.is_autocast_enabled("cpu")
+        return normed.to(torch.get_autocast_dtype("cpu")) if cast else normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        grad = grads[0].to(x.dtype)
+        unit = x * inverse
+        along = grad * unit
+        mean = torch.mv(along, weight).div_(x.shape[-1])[:, None]
+        dx = (grad * weight).addcmul_(unit, mean, value=-1).mul_(inverse)
+        return dx, along.sum(0), None
+
+
+class Rotary(torch.autograd.Function):
+    """[N, heads, D] > [heads, N, D], turned; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_ND, sin_ND)
+        return _turn(x.transpose(0, 1), cos_ND, sin_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos_ND, sin_ND = ctx.saved_tensors
+        cos_N1D, sin_N1D = cos_ND[:, None], sin_ND[:, None]
+        return _turn(grads[0].transpose(0, 1), cos_N1D, -sin_N1D), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    out = x.new_empty(x.shape)
+    for ours, theirs, sign in (
+        (slice(half), slice(half, None), -1),
+        (slice(half, None), slice(half), 1),
+    ):
+        part = torch.mul(x[..., ours], cos[..., ours], out=out[..., ours])
+        part.addcmul_(x[..., theirs], sin[..., ours], value=sign)
+    return out

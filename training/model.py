@@ -1,11 +1,12 @@
 """Policy, value and reward heads on any Hugging Face causal language model from a local folder.
 
 Shapes: B sequences of T tokens, right-padded: under a causal mask nothing real ever attends to
-padding, so no attention mask is needed and positions count from 0. R response tokens, H hidden
-size, V vocabulary.
+padding, so no attention mask is needed and positions count from 0. R response tokens, M those of
+all sequences of a pass, H hidden size, V vocabulary.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
 from training.backbone import hidden_states
-from training.packing import Packed
+from training.kernels import TokenLosses, linear_logprob_loss, linear_logprobs
+from training.packing import PASS_TOKENS, Packed, Tree, passes
 
 REWARD_HEAD = "reward_head.safetensors"
 
@@ -79,7 +81,7 @@ def _check_plain_head(model: PreTrainedModel) -> None:
     """
     tokens_BT = torch.tensor([[0, 1, 2]])
     hidden_BTH = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    head = unembedding(model)
+    head = model.get_output_embeddings()
     blown_up = head.register_forward_hook(lambda _, __, out: out * (100 / out.abs().max()))
     plain_BTV = head(hidden_BTH)
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
@@ -88,32 +90,52 @@ def _check_plain_head(model: PreTrainedModel) -> None:
         raise InvalidInput("model", "a plain unembedding as its head", type(model).__name__)
 
 
-def unembedding(model: PreTrainedModel) -> nn.Module:
-    """The linear layer from hidden states to logits."""
-    head: nn.Module = model.get_output_embeddings()
-    return head
+def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """[V, H] and, where there is one, [V]: from hidden states to logits."""
+    head: nn.Linear = model.get_output_embeddings()
+    return head.weight, head.bias
 
 
-def response_positions(prompt_lengths_B: Tensor, width: int) -> Tensor:
-    """[B, R]: where the model stands when it predicts response token r: prompt length - 1 + r."""
-    return prompt_lengths_B[:, None] - 1 + torch.arange(width)
+Pair = tuple[Sequence[int], Sequence[int]]
 
 
+def pack_pairs(pairs: Sequence[Pair]) -> tuple[Packed, Tensor, Tensor]:
+    """Prompt and response as one sequence each; where the M response tokens are predicted, in
+    order, and the tokens themselves.
+    """
+    packed = Packed([Tree([*prompt, *response]) for prompt, response in pairs])
+    at_M, targets_M = packed.before([len(prompt) for prompt, _ in pairs])
+    return packed, at_M, targets_M
+
+
+def response_loss(
+    model: PreTrainedModel, pairs: Sequence[Pair], losses: TokenLosses
+) -> tuple[Tensor, Tensor]:
+    """The sum of `losses` over the response tokens at temperature 1, and their log-probabilities
+    [M] (without gradient).
+    """
+    packed, at_M, targets_M = pack_pairs(pairs)
+    hidden_MH = hidden_states(model.base_model, packed, at_M)
+    return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
+
+
+@torch.no_grad()
 def response_logprobs(
-    model: PreTrainedModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor
-) -> Tensor:
-    """Log-probabilities, float32 [B, R], of each response token at temperature 1; 0 where the mask
-    is False.
+    model: PreTrainedModel, pairs: Sequence[Pair], tokens: int = PASS_TOKENS
+) -> list[Tensor]:
+    """Log-probabilities, float32 [R] each, of each pair's response tokens at temperature 1.
 
     Only the response positions go through the unembedding.
     """
-    hidden_BTH = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1])
-    rows_N, columns_N = mask_BR.nonzero(as_tuple=True)
-    at_N = positions_BR[rows_N, columns_N]
-    logits_NV = unembedding(model)(hidden_BTH[rows_N, at_N]).float()
-    logprobs_N = logits_NV.log_softmax(-1).gather(1, tokens_BT[rows_N, at_N + 1][:, None])[:, 0]
-    return torch.zeros(mask_BR.shape).index_put((rows_N, columns_N), logprobs_N)
+    found: list[Tensor] = [torch.empty(0)] * len(pairs)
+    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], tokens):
+        packed, at_M, targets_M = pack_pairs([pairs[i] for i in part])
+        hidden_MH = hidden_states(model.base_model, packed, at_M)
+        logprobs_M = linear_logprobs(hidden_MH, *unembedding(model), targets_M)
+        lengths = [len(pairs[i][1]) for i in part]
+        for i, own_R in zip(part, logprobs_M.split(lengths), strict=True):
+            found[i] = own_R
+    return found
 
 
 class RewardModel(nn.Module):

@@ -11,6 +11,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+# Tokens of a pass through a model: what is alive at once, in training with its gradient.
+PASS_TOKENS = 2048
 # Trees share a group while its padded score matrices stay within this multiple of the real ones.
 PADDED = 1.2
 
@@ -46,7 +48,9 @@ class Block:
     A padded slot repeats a real token: as a key it is hidden by `hidden`, as a query never read.
     """
 
+    count: int  # G
     keys: Tensor  # [G * T]
+    key_slots: Tensor  # the padded keys that are real
     queries: Tensor  # [G * Tq], into the queries
     hidden: Tensor  # bool [G or 1, Tq, T], True at what a query must not see
     read: Tensor  # the padded queries that are real ...
@@ -57,8 +61,6 @@ class Block:
 class Group:
     """Trees of like shape, whose attention is computed at once."""
 
-    trees: int
-    responses: int
     prompt: Block
     response: Block | None
     prompt_padding: Tensor | None  # bool [G, 1, P], True at padding; None where there is none
@@ -96,6 +98,18 @@ class Packed:
             segment = inside.stop
         return torch.tensor(ends)
 
+    def before(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Of trees without responses: where the model stands when it predicts what follows the
+        first `prompts[i]` tokens of tree i, and these tokens themselves. Both [M].
+        """
+        at_M = torch.cat(
+            [
+                torch.arange(start + prompt - 1, start + length - 1)
+                for start, length, prompt in zip(self.starts, self.lengths, prompts, strict=True)
+            ]
+        )
+        return at_M, self.tokens_N[at_M + 1]
+
     def rows(self) -> tuple[list[list[int]], Tensor, Tensor]:
         """Every sequence on its own, prompt and response; row and column, [N] each, of a token.
 
@@ -128,8 +142,6 @@ class Packed:
         lengths_G = torch.tensor([self.lengths[s] for s in prompts])
         padding_GP = torch.arange(int(lengths_G.max())) >= lengths_G[:, None]
         return Group(
-            trees=len(members),
-            responses=responses,
             prompt=self._block(prompts, rank_N),
             response=self._block(answers, rank_N) if answers else None,
             prompt_padding=padding_GP[:, None] if bool(padding_GP.any()) else None,
@@ -149,6 +161,8 @@ class Packed:
         same = bool(real_GQ.all()) and bool((column_GQ == column_GQ[0]).all())
         column_GQ = column_GQ[:1] if same else column_GQ
         return Block(
+            count=len(segments),
+            key_slots=(column_T < lengths_G[:, None]).flatten().nonzero()[:, 0],
             keys=keys_GT.flatten(),
             queries=query_GQ.flatten(),
             hidden=column_T > column_GQ[:, :, None],

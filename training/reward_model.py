@@ -28,10 +28,7 @@ from training.metrics import Metrics
 from training.model import RewardModel, load_tokenizer
 from training.objectives import ranking_loss, strict_pairs
 from training.optimizer import adam, autocast, cosine_share, set_rate
-from training.packing import Packed, Tree, passes
-
-# Tokens of a forward pass: what is alive at once, in training with its gradient.
-PASS_TOKENS = 2048
+from training.packing import PASS_TOKENS, Packed, Tree, passes
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,26 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
-from training.config import SftConfig
+from training.config import Precision, SftConfig
 from training.data import (
     SftRow,
     TokenStream,
     encode_response,
     fits,
-    length_mask,
-    pad,
     render,
     shuffled_batches,
 )
 from training.metrics import Metrics
-from training.model import load_policy, load_tokenizer, response_logprobs, save_policy
+from training.model import (
+    Pair,
+    load_policy,
+    load_tokenizer,
+    response_logprobs,
+    response_loss,
+    save_policy,
+)
 from training.optimizer import adam, autocast, cosine_share, set_rate
-
-Pair = tuple[list[int], list[int]]
+from training.packing import PASS_TOKENS, Tree, passes
 
 # Llama, Qwen and Gemma; GPT-2; OPT and Phi; GPT-NeoX, Falcon and BLOOM.
 INTO_STREAM = frozenset(
@@ -68,20 +72,18 @@ def train_sft(
     for step, batch in enumerate(batches):
         rate = config.learning_rate * cosine_share(step, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
-        with autocast(config.precision):
-            loss = response_loss(model.train(), [pairs[i] for i in batch])
-        loss.backward()
+        model.train()
+        loss = accumulate_gradients(model, [pairs[i] for i in batch], config.precision)
         if stream is not None:
             rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
-            with autocast(config.precision):
-                mixed = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
-            (config.pretraining_share * mixed).backward()
+            texts = [(row[:1], row[1:]) for row in rows_BT.tolist()]
+            accumulate_gradients(model, texts, config.precision, config.pretraining_share)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0 or step == len(batches) - 1:
-            metrics.write(step, loss=loss.item(), grad_norm=norm.item(), rate=rate)
-    metrics.write(len(batches), validation_loss=_validate(model, held_out, config))
+            metrics.write(step, loss=loss, grad_norm=norm.item(), rate=rate)
+    metrics.write(len(batches), validation_loss=_validate(model, held_out))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)
 
@@ -95,14 +97,22 @@ def _stream(
     return TokenStream(ids, tokenizer.eos_token_id, config.pretraining_row_tokens, config.seed)
 
 
-def response_loss(model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Mean negative log-likelihood per response token, end-of-text included."""
-    tokens_BT, _ = pad([[*prompt, *response] for prompt, response in pairs])
-    mask_BR = length_mask(torch.tensor([len(response) for _, response in pairs]))
-    logprobs_BR = response_logprobs(
-        model, tokens_BT, torch.tensor([len(prompt) for prompt, _ in pairs]), mask_BR
-    )
-    return -logprobs_BR.sum() / mask_BR.sum()
+def accumulate_gradients(
+    model: PreTrainedModel, pairs: Sequence[Pair], precision: Precision, weight: float = 1.0
+) -> float:
+    """The gradient of `weight` times the mean negative log-likelihood per response token,
+    end-of-text included, in passes without padding; the mean itself.
+    """
+    count = sum(len(response) for _, response in pairs)
+    total = 0.0
+    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
+        with autocast(precision):
+            loss, _ = response_loss(
+                model, [pairs[i] for i in part], lambda logprobs_C, _: -logprobs_C / count
+            )
+        (weight * loss).backward()
+        total += loss.item()
+    return total
 
 
 def set_residual_dropout(model: PreTrainedModel, share: float) -> None:
@@ -125,15 +135,11 @@ def set_residual_dropout(model: PreTrainedModel, share: float) -> None:
     setattr(model, "residual_dropout", handles)  # noqa: B010  a module's attributes are typed
 
 
-@torch.no_grad()
-def _validate(model: PreTrainedModel, pairs: list[Pair], config: SftConfig) -> float:
+def _validate(model: PreTrainedModel, pairs: Sequence[Pair]) -> float:
+    """Mean negative log-likelihood per response token."""
     if not pairs:
         return float("nan")
-    losses = [
-        response_loss(model.eval(), pairs[i : i + config.batch])
-        for i in range(0, len(pairs), config.batch)
-    ]
-    return float(torch.stack(losses).mean())
+    return -float(torch.cat(response_logprobs(model.eval(), pairs)).mean())
 
 
 def _encode(

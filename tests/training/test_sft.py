@@ -6,27 +6,74 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from contracts.errors import InvalidInput
 from tests import tiny_models
 from tests.training.letters import SFT, World, demonstrations
+from training import sft
 from training.config import SftConfig
 from training.evaluation.comparison import language_model_loss
 from training.metrics import Metrics, read_metrics
-from training.model import load_policy
+from training.model import Pair, load_policy, response_logprobs
 from training.optimizer import cosine_share
-from training.sft import response_loss, set_residual_dropout, train_sft
+from training.sft import accumulate_gradients, set_residual_dropout, train_sft
+
+PAIRS = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
 
 
-def test_loss_is_over_the_response_alone() -> None:
+def unpacked_loss(model: PreTrainedModel) -> torch.Tensor:
+    """Of PAIRS, by Hugging Face on padded rows; -100 is what it leaves out: prompts, padding."""
+    longest = max(len(p) + len(r) for p, r in PAIRS)
+    rows = [(p + r + [0] * longest)[:longest] for p, r in PAIRS]
+    labels = [([-100] * len(p) + r + [-100] * longest)[:longest] for p, r in PAIRS]
+    logits_BTV = model(input_ids=torch.tensor(rows)).logits[:, :-1]
+    return F.cross_entropy(logits_BTV.reshape(-1, 320), torch.tensor(labels)[:, 1:].reshape(-1))
+
+
+def loss_of(model: PreTrainedModel, pairs: list[Pair]) -> float:
+    return -torch.cat(response_logprobs(model, pairs)).mean().item()
+
+
+def test_packed_loss_and_gradients_are_those_of_padded_rows_over_the_response_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_models.model(0, tied=True)
-    pairs = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0])]
-    tokens_BT = torch.tensor([[5, 6, 7, 11, 12, 0], [8, 13, 0, 0, 0, 0]])
-    # -100 is what Hugging Face leaves out: prompts and padding.
-    labels_BT = torch.tensor([[-100] * 3 + [11, 12, 0], [-100, 13, 0] + [-100] * 3])
-    logits_BTV = model(input_ids=tokens_BT).logits[:, :-1]
-    expected = F.cross_entropy(logits_BTV.reshape(-1, 320), labels_BT[:, 1:].reshape(-1))
-    assert response_loss(model, pairs).item() == pytest.approx(expected.item(), abs=1e-5)
+    expected = unpacked_loss(model)
+    expected.backward()
+    theirs = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    for tokens in (2048, 9):  # in one pass, and in several
+        monkeypatch.setattr(sft, "PASS_TOKENS", tokens)
+        model.zero_grad()
+        loss = accumulate_gradients(model, PAIRS, "fp32")
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+        ours = [p.grad for p in model.parameters() if p.grad is not None]
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_another_demonstration_in_the_row_changes_nothing() -> None:
+    model = tiny_models.model(0, tied=True)
+    [alone] = response_logprobs(model, [PAIRS[1]])
+    for beside in (PAIRS[0], PAIRS[2], ([3] * 9, [4] * 9)):
+        together = response_logprobs(model, [beside, PAIRS[1]])[1]
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_training_packed_ends_where_training_unpacked_does() -> None:
+    losses = []
+    for packed in (True, False):
+        model = tiny_models.model(0, tied=True)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for _ in range(5):
+            if packed:
+                accumulate_gradients(model, PAIRS, "fp32")
+            else:
+                unpacked_loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss_of(model, PAIRS))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_residual_dropout_acts_in_training_mode_and_goes_away() -> None:
@@ -59,9 +106,9 @@ def test_sft_learns_and_leaves_the_parent_alone(world: World) -> None:
     rows = [r for r in read_metrics(world.sft.parent / "sft-metrics") if "loss" in r]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[0]["rate"] == SFT.learning_rate
-    prompt_and_answer = [([5, 6, 7], [11, 12, 0])]
+    prompt_and_answer: list[Pair] = [([5, 6, 7], [11, 12, 0])]
     losses = {
-        folder: response_loss(load_policy(folder), prompt_and_answer).item()
+        folder: loss_of(load_policy(folder), prompt_and_answer)
         for folder in (world.base, world.sft)
     }
     assert losses[world.base] != losses[world.sft]

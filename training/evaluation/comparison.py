@@ -8,11 +8,11 @@ import torch
 
 from contracts.errors import InvalidInput
 from training.config import EvaluationConfig, PpoConfig
-from training.data import PromptRow, encode_response, fits, length_mask, pad, render
+from training.data import PromptRow, encode_response, fits, render
 from training.evaluation.interval import Interval, clustered_mean
 from training.model import RewardModel, load_policy, load_tokenizer, response_logprobs
 from training.reward_model import score_sequences
-from training.rollout import Sampled, Sampler, pack
+from training.rollout import Sampled, Sampler
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,9 @@ def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
         for _ in group
     ]
     samples = [s for group in comparison.after.samples for s in group]
-    total = 0.0
-    for i in range(0, len(samples), 64):
-        rollout = pack(prompts[i : i + 64], samples[i : i + 64])
-        tokens = rollout.tokens_BT, rollout.prompt_lengths_B, rollout.mask_BR
-        total += float((response_logprobs(model, *tokens) - response_logprobs(base, *tokens)).sum())
-    return total / len(samples)
+    pairs = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
+    logprobs, base_logprobs = response_logprobs(model, pairs), response_logprobs(base, pairs)
+    return float((torch.cat(logprobs) - torch.cat(base_logprobs)).sum()) / len(samples)
 
 
 @torch.no_grad()
@@ -155,10 +152,5 @@ def language_model_loss(folder: Path, documents: Sequence[str], max_tokens: int)
         for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]
         if len(ids) > 1
     ]
-    total, count = 0.0, 0
-    for i in range(0, len(encoded), 32):
-        tokens_BT, lengths_B = pad(encoded[i : i + 32])
-        mask_BR = length_mask(lengths_B - 1)
-        logprobs_BR = response_logprobs(model, tokens_BT, torch.ones_like(lengths_B), mask_BR)
-        total, count = total - float(logprobs_BR.sum()), count + int(mask_BR.sum())
-    return total / count
+    logprobs_M = torch.cat(response_logprobs(model, [(ids[:1], ids[1:]) for ids in encoded]))
+    return -float(logprobs_M.mean())

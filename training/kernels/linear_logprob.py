@@ -1,0 +1,121 @@
+"""Token log-probabilities from hidden states and the unembedding; the logits are never stored.
+
+Shapes: M tokens, H width of the model, V vocabulary, C tokens of a chunk.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Tokens whose logits exist at once.
+CHUNK = 512
+
+# From the log-probabilities of some tokens, float32 [C], and which of the M these are, to the share
+# of each in the loss, [C]. What a token adds must depend on its own log-probability alone.
+TokenLosses = Callable[[Tensor, slice], Tensor]
+
+
+@torch.no_grad()
+def linear_logprobs(
+    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_M: Tensor
+) -> Tensor:
+    """log softmax(hidden weight^T + bias) at `targets_M`, float32 [M], without gradients."""
+    logprobs_M = torch.empty(len(targets_M))
+    for at in _chunks(len(targets_M)):
+        logits_CV = _logits(hidden_MH[at], weight_VH, bias_V)
+        chosen_C = logits_CV.gather(1, targets_M[at, None])[:, 0]
+        logprobs_M[at] = chosen_C - logits_CV.logsumexp(-1)
+    return logprobs_M
+
+
+def linear_logprob_loss(
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    targets_M: Tensor,
+    losses: TokenLosses,
+) -> tuple[Tensor, Tensor]:
+    """The sum of `losses` over the tokens, and their log-probabilities [M] (without gradient).
+
+    A loss that is a sum over tokens has its gradient at each chunk of logits as soon as these are
+    known: it is formed in the forward pass, and nothing of size V outlives its chunk.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        narrow = torch.get_autocast_dtype("cpu")
+        hidden_MH, weight_VH = hidden_MH.to(narrow), weight_VH.to(narrow)
+    loss, logprobs_M = _LogprobLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_MH, weight_VH, bias_V, targets_M, losses
+    )
+    return loss, logprobs_M
+
+
+class _LogprobLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        losses: TokenLosses,
+    ) -> tuple[Tensor, Tensor]:
+        loss = torch.zeros(())
+        logprobs_M = torch.empty(len(targets_M))
+        dhidden_MH = torch.empty_like(hidden_MH)
+        dweight_VH, dbias_V = torch.zeros(weight_VH.shape), torch.zeros(len(weight_VH))
+        for at in _chunks(len(targets_M)):
+            # Softmax in place: exp(z - max), and what it has to be divided by.
+            exp_CV = _logits(hidden_MH[at], weight_VH, bias_V)
+            exp_CV.sub_(exp_CV.amax(-1, keepdim=True))
+            chosen_C = exp_CV.gather(1, targets_M[at, None])[:, 0]
+            total_C = exp_CV.exp_().sum(-1)
+            logprobs_M[at] = chosen_C - total_C.log()
+            share, slope_C = _slope(losses, logprobs_M[at], at)
+            loss += share
+            # d logprob / d logits = onehot - softmax.
+            dlogits_CV = exp_CV.mul_((-slope_C / total_C)[:, None])
+            dlogits_CV.scatter_add_(1, targets_M[at, None], slope_C[:, None])
+            if bias_V is not None:
+                dbias_V += dlogits_CV.sum(0)
+            dlogits_CV = dlogits_CV.to(weight_VH.dtype)
+            torch.mm(dlogits_CV, weight_VH, out=dhidden_MH[at])
+            _add_product(dweight_VH, dlogits_CV, hidden_MH[at])
+        ctx.save_for_backward(dhidden_MH, dweight_VH.to(weight_VH.dtype), dbias_V)
+        ctx.biased = bias_V is not None
+        ctx.mark_non_differentiable(logprobs_M)
+        return loss, logprobs_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Almost always 1, and then nothing has to be done.
+        scaled = [g if grads[0] == 1 else g * grads[0] for g in ctx.saved_tensors]
+        dhidden_MH, dweight_VH, dbias_V = scaled
+        return dhidden_MH, dweight_VH, dbias_V if ctx.biased else None, None, None
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """[C, V] in float32: in a narrower type the log-sum-exp is off by 4e-3."""
+    logits_CV = (hidden_CH @ weight_VH.T).float()
+    return logits_CV if bias_V is None else logits_CV.add_(bias_V)
+
+
+@torch.enable_grad()
+def _slope(losses: TokenLosses, logprobs_C: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    """The loss of a chunk and its derivative at every log-probability."""
+    leaf_C = logprobs_C.detach().requires_grad_()
+    loss = losses(leaf_C, at).sum()
+    [slope_C] = torch.autograd.grad(loss, leaf_C)
+    return loss.detach(), slope_C
+
+
+def _add_product(total_VH: Tensor, dlogits_CV: Tensor, hidden_CH: Tensor) -> None:
+    if hidden_CH.dtype == total_VH.dtype:
+        total_VH.addmm_(dlogits_CV.T, hidden_CH)
+    else:
+        total_VH += dlogits_CV.T @ hidden_CH
