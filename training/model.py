@@ -1,8 +1,7 @@
 """Policy, value and reward heads on any Hugging Face causal language model from a local folder.
 
-Shapes: B sequences of T tokens, right-padded: under a causal mask nothing real ever attends to
-padding, so no attention mask is needed and positions count from 0. R response tokens, M those of
-all sequences of a pass, H hidden size, V vocabulary.
+Shapes: R response tokens of a sequence, M those of all sequences of a pass, H hidden size, V
+vocabulary.
 """
 
 import shutil
@@ -108,30 +107,33 @@ def pack_pairs(pairs: Sequence[Pair]) -> tuple[Packed, Tensor, Tensor]:
     return packed, at_M, targets_M
 
 
-def response_loss(
-    model: PreTrainedModel, pairs: Sequence[Pair], losses: TokenLosses
+def packed_loss(
+    model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor, losses: TokenLosses
 ) -> tuple[Tensor, Tensor]:
-    """The sum of `losses` over the response tokens at temperature 1, and their log-probabilities
-    [M] (without gradient).
+    """The sum of `losses` over `targets_M`, predicted at `at_M` at temperature 1, and their
+    log-probabilities [M] (without gradient).
     """
-    packed, at_M, targets_M = pack_pairs(pairs)
     hidden_MH = hidden_states(model.base_model, packed, at_M)
     return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
 
 
 @torch.no_grad()
-def response_logprobs(
-    model: PreTrainedModel, pairs: Sequence[Pair], tokens: int = PASS_TOKENS
-) -> list[Tensor]:
+def packed_logprobs(
+    model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor
+) -> Tensor:
+    """Log-probabilities, float32 [M], of `targets_M` where the model stands at `at_M`."""
+    hidden_MH = hidden_states(model.base_model, packed, at_M)
+    return linear_logprobs(hidden_MH, *unembedding(model), targets_M)
+
+
+def response_logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Tensor]:
     """Log-probabilities, float32 [R] each, of each pair's response tokens at temperature 1.
 
     Only the response positions go through the unembedding.
     """
     found: list[Tensor] = [torch.empty(0)] * len(pairs)
-    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], tokens):
-        packed, at_M, targets_M = pack_pairs([pairs[i] for i in part])
-        hidden_MH = hidden_states(model.base_model, packed, at_M)
-        logprobs_M = linear_logprobs(hidden_MH, *unembedding(model), targets_M)
+    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
+        logprobs_M = packed_logprobs(model, *pack_pairs([pairs[i] for i in part]))
         lengths = [len(pairs[i][1]) for i in part]
         for i, own_R in zip(part, logprobs_M.split(lengths), strict=True):
             found[i] = own_R
@@ -183,26 +185,15 @@ class RewardModel(nn.Module):
         head = {"weight": self.head.weight, "bias": self.head.bias, "shift": self.shift}
         save_file({k: v.detach().contiguous() for k, v in head.items()}, folder / REWARD_HEAD)
 
-    def token_scores(self, tokens_BT: Tensor) -> Tensor:
-        """The head's output at every token, float32 [B, T]."""
-        hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
-        return self._scalar(hidden_BTH)
-
-    def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scores, float32 [B], read at the last real token, never at padding."""
-        hidden_BTH = self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
-        last_BH = hidden_BTH[torch.arange(len(tokens_BT)), lengths_B - 1]
-        return self._scalar(last_BH)
-
     def scores(self, packed: Packed, at_M: Tensor) -> Tensor:
-        """The head's output, float32 [M], at the tokens `at_M` (ascending) of packed trees."""
-        return self._scalar(hidden_states(self.backbone, packed, at_M))
+        """The head's output, float32 [M], at the tokens `at_M` (ascending) of packed trees.
 
-    def _scalar(self, hidden: Tensor) -> Tensor:
-        """The head in float32 even under autocast: in bf16 near scores would be equal."""
+        The head is in float32 even under autocast: in bf16 near scores would be equal.
+        """
+        hidden_MH = hidden_states(self.backbone, packed, at_M)
         with torch.autocast("cpu", enabled=False):
-            scores: Tensor = self.head(hidden.float()).squeeze(-1) - self.shift
-        return scores
+            scores_M: Tensor = self.head(hidden_MH.float()).squeeze(-1) - self.shift
+        return scores_M
 
 
 def hide_progress_bars() -> None:

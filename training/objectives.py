@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.kernels import discounted_sums
+
 
 def ranking_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
     """InstructGPT's equation 1: the mean of -log sigmoid(r_w - r_l) over the pairs of a prompt,
@@ -51,14 +53,10 @@ def gae(
     The value after the last token is 0: an episode ends with its response.
     """
     values_BR = values_BR * mask_BR
-    next_values_BR = F.pad(values_BR[:, 1:], (0, 1))
-    deltas_BR = (rewards_BR + gamma * next_values_BR - values_BR) * mask_BR
-    advantages_BR = torch.zeros_like(deltas_BR)
-    running_B = torch.zeros_like(deltas_BR[:, 0])
-    for t in range(deltas_BR.shape[1] - 1, -1, -1):
-        running_B = deltas_BR[:, t] + gamma * lam * running_B
-        advantages_BR[:, t] = running_B
-    advantages_BR = advantages_BR * mask_BR
+    deltas_BR = rewards_BR - values_BR
+    deltas_BR[:, :-1].add_(values_BR[:, 1:], alpha=gamma)
+    # Nothing comes from beyond the end, so nothing has to be masked afterwards.
+    advantages_BR = discounted_sums(deltas_BR.mul_(mask_BR), gamma * lam)
     return advantages_BR, advantages_BR + values_BR
 
 
@@ -77,30 +75,23 @@ def masked_mean(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
     return (values_BR * mask_BR).sum() / mask_BR.sum().clamp(min=1)
 
 
-def policy_loss(
-    logprobs_BR: Tensor,
-    old_logprobs_BR: Tensor,
-    advantages_BR: Tensor,
-    mask_BR: Tensor,
-    clip: float,
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), token mean; and the share of clipped
-    tokens.
+def policy_losses(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's clipped surrogate (arXiv 1707.06347, equation 7) of every token, any shape."""
+    ratio = torch.exp(logprobs - old)
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clipped(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Where `policy_losses` has no gradient, because the clipped loss is the larger one."""
+    return torch.where(advantages > 0, ratio > 1 + clip, (ratio < 1 - clip) & (advantages < 0))
+
+
+def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """0.5 * max(squared error, squared error of the value clipped around the old), of every token,
+    any shape.
     """
-    ratio_BR = torch.exp(logprobs_BR - old_logprobs_BR)
-    plain_BR = -advantages_BR * ratio_BR
-    clipped_BR = -advantages_BR * ratio_BR.clamp(1 - clip, 1 + clip)
-    loss = masked_mean(torch.maximum(plain_BR, clipped_BR), mask_BR)
-    return loss, masked_mean((clipped_BR > plain_BR).float(), mask_BR)
-
-
-def value_loss(
-    values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, clip: float
-) -> Tensor:
-    """0.5 * max(squared error, squared error of the value clipped around the old), token mean."""
-    near_BR = old_values_BR + (values_BR - old_values_BR).clamp(-clip, clip)
-    worst_BR = torch.maximum((values_BR - returns_BR) ** 2, (near_BR - returns_BR) ** 2)
-    return 0.5 * masked_mean(worst_BR, mask_BR)
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:

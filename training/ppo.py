@@ -9,6 +9,7 @@ import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,29 +18,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training.config import PpoConfig
-from training.data import PromptRow, TokenStream, fits, render, shuffled_batches, similar_lengths
+from training.data import PromptRow, TokenStream, fits, render, shuffled_batches
+from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics
 from training.model import (
     RewardModel,
     load_policy,
     load_tokenizer,
-    response_logprobs,
-    response_positions,
+    pack_pairs,
+    packed_logprobs,
+    packed_loss,
     save_policy,
 )
 from training.objectives import (
+    clipped,
     explained_variance,
     gae,
     kl_rewards,
     masked_mean,
-    policy_loss,
-    value_loss,
+    policy_losses,
+    value_losses,
     whiten,
 )
 from training.optimizer import adam, autocast, set_rate, warmup_share
+from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
-
-FORWARD_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -171,17 +174,18 @@ def usable_prompts(
 @torch.no_grad()
 def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Experience:
     """Scores, log-probs, values, advantages and returns of a rollout, before any update."""
-    width = rollout.mask_BR.shape
-    logprobs_BR, ref_BR, values_BR = torch.zeros(width), torch.zeros(width), torch.zeros(width)
+    shape = rollout.mask_BR.shape
+    logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
     scores_B = torch.zeros(len(rollout))
-    for indices in similar_lengths(rollout.lengths_B.tolist(), FORWARD_BATCH):
-        tokens_BT, lengths_B, prompts_B, mask_BR = part(rollout, indices)
-        r = mask_BR.shape[1]
+    for part in without_padding(rollout, range(len(rollout))):
+        packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part])
+        rows_M, columns_M = rollout.mask_BR[part].nonzero(as_tuple=True)
+        places = torch.tensor(part)[rows_M], columns_M
         with autocast(config.precision):
-            logprobs_BR[indices, :r] = response_logprobs(nets.policy, tokens_BT, prompts_B, mask_BR)
-            ref_BR[indices, :r] = response_logprobs(nets.reference, tokens_BT, prompts_B, mask_BR)
-            values_BR[indices, :r] = response_values(nets.value, tokens_BT, prompts_B, mask_BR)
-            scores_B[indices] = nets.reward(tokens_BT, lengths_B)
+            logprobs_BR[places] = packed_logprobs(nets.policy, packed, at_M, targets_M)
+            ref_BR[places] = packed_logprobs(nets.reference, packed, at_M, targets_M)
+            values_BR[places] = nets.value.scores(packed, at_M)
+            scores_B[part] = nets.reward.scores(packed, packed.ends)
     scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
     rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, config.beta)
     if config.whiten_rewards:
@@ -200,67 +204,64 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
     )
 
 
+def without_padding(rollout: Rollout, indices: Sequence[int]) -> list[list[int]]:
+    """The episodes at `indices` in passes of similar lengths."""
+    trees = [Tree([*prompt, *response]) for prompt, response in (rollout.pairs[i] for i in indices)]
+    return [[indices[i] for i in part] for part in passes(trees, PASS_TOKENS)]
+
+
 def update(
     config: PpoConfig, nets: Networks, experience: Experience, indices: list[int], rows_PT: Tensor
 ) -> dict[str, float]:
     """Accumulate the gradients of one minibatch: clipped policy loss, pretraining loss, clipped
-    value loss.
+    value loss. Each is a mean over all tokens of the minibatch, in however many passes.
     """
-    tokens_BT, _, prompts_B, mask_BR = part(experience.rollout, indices)
-    r = mask_BR.shape[1]
-    old_BR, advantages_BR, old_values_BR, returns_BR = (
-        x[indices, :r]
-        for x in (
-            experience.old_logprobs_BR,
-            experience.advantages_BR,
-            experience.old_values_BR,
-            experience.returns_BR,
+    rollout, tokens = experience.rollout, int(experience.rollout.mask_BR[indices].sum())
+    passed = []
+    for part in without_padding(rollout, indices):
+        mask_BR = rollout.mask_BR[part]
+        old_M, advantages_M, old_values_M, returns_M = (
+            x_BR[part][mask_BR]
+            for x_BR in (
+                experience.old_logprobs_BR,
+                experience.advantages_BR,
+                experience.old_values_BR,
+                experience.returns_BR,
+            )
         )
-    )
-    with autocast(config.precision):
-        logprobs_BR = response_logprobs(nets.policy, tokens_BT, prompts_B, mask_BR)
-        surrogate, clip_fraction = policy_loss(
-            logprobs_BR, old_BR, advantages_BR, mask_BR, config.clip
-        )
-    surrogate.backward()
-    ptx = torch.zeros(())
-    if config.ptx_coefficient and len(rows_PT):
+        surrogates = partial(surrogate_of, old_M, advantages_M, config.clip, tokens)
+        packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part])
         with autocast(config.precision):
-            ptx = nets.policy(input_ids=rows_PT, labels=rows_PT, use_cache=False).loss
-        (config.ptx_coefficient * ptx).backward()
-    with autocast(config.precision):
-        values_BR = response_values(nets.value, tokens_BT, prompts_B, mask_BR)
-        value_error = value_loss(values_BR, old_values_BR, returns_BR, mask_BR, config.value_clip)
-    value_error.backward()
-    ratio = torch.exp(logprobs_BR.detach() - old_BR)[mask_BR]
+            surrogate, logprobs_M = packed_loss(nets.policy, packed, at_M, targets_M, surrogates)
+        surrogate.backward()
+        with autocast(config.precision):
+            values_M = nets.value.scores(packed, at_M)
+        errors_M = value_losses(values_M, old_values_M, returns_M, config.value_clip)
+        value_error = errors_M.sum() / tokens
+        value_error.backward()
+        ratio_M = torch.exp(logprobs_M - old_M)
+        clips_M = clipped(ratio_M, advantages_M, config.clip)
+        passed.append((surrogate.detach(), value_error.detach(), ratio_M, clips_M))
+    ptx = 0.0
+    if config.ptx_coefficient and len(rows_PT):
+        texts = [(row[:1], row[1:]) for row in rows_PT.tolist()]
+        ptx = accumulate_likelihood(nets.policy, texts, config.precision, config.ptx_coefficient)
+    surrogates_, errors, ratios, clips = zip(*passed, strict=True)
     return {
-        "policy_loss": surrogate.item(),
-        "ptx_loss": ptx.item(),
-        "value_loss": value_error.item(),
-        "clip_fraction": clip_fraction.item(),
-        "ratio_min": ratio.min().item(),
-        "ratio_max": ratio.max().item(),
+        "policy_loss": sum(surrogates_).item(),
+        "ptx_loss": ptx,
+        "value_loss": sum(errors).item(),
+        "clip_fraction": torch.cat(clips).float().mean().item(),
+        "ratio_min": torch.cat(ratios).min().item(),
+        "ratio_max": torch.cat(ratios).max().item(),
     }
 
 
-def part(rollout: Rollout, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, lengths, prompt lengths and mask of some episodes, padded no wider than the longest
-    of them.
-    """
-    lengths_B, mask_BR = rollout.lengths_B[indices], rollout.mask_BR[indices]
-    width = int(mask_BR.sum(1).max())
-    tokens_BT = rollout.tokens_BT[indices, : int(lengths_B.max())]
-    return tokens_BT, lengths_B, rollout.prompt_lengths_B[indices], mask_BR[:, :width]
-
-
-def response_values(
-    value: RewardModel, tokens_BT: Tensor, prompt_lengths_B: Tensor, mask_BR: Tensor
+def surrogate_of(
+    old_M: Tensor, advantages_M: Tensor, clip: float, tokens: int, logprobs_C: Tensor, at: slice
 ) -> Tensor:
-    """Values [B, R] of the states from which each response token was drawn; 0 beyond the end."""
-    positions_BR = response_positions(prompt_lengths_B, mask_BR.shape[1]).clamp(
-        max=tokens_BT.shape[1] - 1
-    )
-    return value.token_scores(tokens_BT).gather(1, positions_BR) * mask_BR
+    """What the response tokens `at` add to the clipped surrogate, a mean over `tokens`."""
+    return policy_losses(logprobs_C, old_M[at], advantages_M[at], clip) / tokens
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Generate with vLLM in the trainer's process, on this iteration's weights; pack into Rollout.
 
-The only file of this package that imports vllm. Shapes: B episodes, T tokens, R response tokens,
+The only file of this package that imports vllm. Shapes: B episodes, R response tokens,
 right-padded.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.data import length_mask, pad
+from training.data import length_mask
 
 
 @dataclass(frozen=True)
@@ -139,33 +139,24 @@ def _sampled(output) -> Sampled:  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of episodes: prompt, sampled response, and what the engine said of it."""
+    """A batch of episodes: prompt and sampled response, and what the engine said of it."""
 
-    tokens_BT: Tensor
-    prompt_lengths_B: Tensor
-    lengths_B: Tensor
+    pairs: tuple[tuple[Sequence[int], Sequence[int]], ...]
     mask_BR: Tensor
     engine_logprobs_BR: Tensor
     finished_B: Tensor
 
     def __len__(self) -> int:
-        return len(self.lengths_B)
+        return len(self.pairs)
 
 
 def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sampled]) -> Rollout:
-    """Episodes as right-padded tensors; the boundary between prompt and response goes by token
-    counts.
-    """
-    tokens_BT, lengths_B = pad(
-        [[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)]
-    )
+    """Episodes of token ids as they were sampled; figures of tokens as right-padded tensors."""
     mask_BR = length_mask(torch.tensor([len(r.token_ids) for r in responses]))
     engine_BR = torch.zeros(mask_BR.shape)
     engine_BR[mask_BR] = torch.tensor([x for r in responses for x in r.logprobs])
     return Rollout(
-        tokens_BT=tokens_BT,
-        prompt_lengths_B=torch.tensor([len(p) for p in prompts]),
-        lengths_B=lengths_B,
+        pairs=tuple((p, r.token_ids) for p, r in zip(prompts, responses, strict=True)),
         mask_BR=mask_BR,
         engine_logprobs_BR=engine_BR,
         finished_B=torch.tensor([r.finished for r in responses]),

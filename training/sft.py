@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
-from training.config import Precision, SftConfig
+from training.config import SftConfig
 from training.data import (
     SftRow,
     TokenStream,
@@ -22,17 +22,16 @@ from training.data import (
     render,
     shuffled_batches,
 )
+from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics
 from training.model import (
     Pair,
     load_policy,
     load_tokenizer,
     response_logprobs,
-    response_loss,
     save_policy,
 )
-from training.optimizer import adam, autocast, cosine_share, set_rate
-from training.packing import PASS_TOKENS, Tree, passes
+from training.optimizer import adam, cosine_share, set_rate
 
 # Llama, Qwen and Gemma; GPT-2; OPT and Phi; GPT-NeoX, Falcon and BLOOM.
 INTO_STREAM = frozenset(
@@ -73,11 +72,11 @@ def train_sft(
         rate = config.learning_rate * cosine_share(step, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
         model.train()
-        loss = accumulate_gradients(model, [pairs[i] for i in batch], config.precision)
+        loss = accumulate_likelihood(model, [pairs[i] for i in batch], config.precision)
         if stream is not None:
             rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
             texts = [(row[:1], row[1:]) for row in rows_BT.tolist()]
-            accumulate_gradients(model, texts, config.precision, config.pretraining_share)
+            accumulate_likelihood(model, texts, config.precision, config.pretraining_share)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -95,24 +94,6 @@ def _stream(
         return None
     ids = tokenizer(list(documents), add_special_tokens=False)["input_ids"]
     return TokenStream(ids, tokenizer.eos_token_id, config.pretraining_row_tokens, config.seed)
-
-
-def accumulate_gradients(
-    model: PreTrainedModel, pairs: Sequence[Pair], precision: Precision, weight: float = 1.0
-) -> float:
-    """The gradient of `weight` times the mean negative log-likelihood per response token,
-    end-of-text included, in passes without padding; the mean itself.
-    """
-    count = sum(len(response) for _, response in pairs)
-    total = 0.0
-    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
-        with autocast(precision):
-            loss, _ = response_loss(
-                model, [pairs[i] for i in part], lambda logprobs_C, _: -logprobs_C / count
-            )
-        (weight * loss).backward()
-        total += loss.item()
-    return total
 
 
 def set_residual_dropout(model: PreTrainedModel, share: float) -> None:

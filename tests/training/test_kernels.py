@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.kernels import linear_logprob_loss, linear_logprobs
+from training.kernels import discounted_sums, linear_logprob_loss, linear_logprobs
 
 
 def naive(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_M: Tensor) -> Tensor:
@@ -35,3 +35,15 @@ def test_linear_logprob_loss_is_that_of_the_full_softmax(tokens: int, biased: bo
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-6
     without = linear_logprobs(hidden, weight, ours_bias, targets)
     torch.testing.assert_close(without, logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 100, 1500])
+def test_discounted_sums_are_those_of_a_loop(width: int) -> None:
+    torch.manual_seed(1)
+    x_BR, expected_BR = torch.randn(3, width), torch.zeros(3, width, dtype=torch.float64)
+    running_B = torch.zeros(3, dtype=torch.float64)
+    for t in reversed(range(width)):
+        running_B = x_BR[:, t].double() + 0.95 * running_B
+        expected_BR[:, t] = running_B
+    got_BR = discounted_sums(x_BR, 0.95).double()
+    torch.testing.assert_close(got_BR, expected_BR, atol=1e-5, rtol=1e-5)

@@ -17,7 +17,7 @@ from contracts.errors import CorruptArtifact, InvalidInput
 from serving.checkpoint import check_interchangeable
 from tests import tiny_models
 from tests.training.architectures import ARCHITECTURES, SIZES
-from training.data import pad
+from training.likelihood import accumulate_likelihood
 from training.model import (
     REWARD_HEAD,
     RewardModel,
@@ -27,7 +27,8 @@ from training.model import (
     response_logprobs,
     save_policy,
 )
-from training.sft import accumulate_gradients, set_residual_dropout
+from training.packing import Packed, Tree
+from training.sft import set_residual_dropout
 
 
 def write(config: PreTrainedConfig, folder: Path) -> Path:
@@ -64,12 +65,12 @@ def test_one_sft_step_lowers_the_loss_on_every_architecture(policy_folder: Path)
     model = load_policy(policy_folder)
     pairs = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0])]
     set_residual_dropout(model, 0.2)
-    before = accumulate_gradients(model, pairs, "fp32")
+    before = accumulate_likelihood(model, pairs, "fp32")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.sub_(0.02 * parameter.grad)
-    assert accumulate_gradients(model, pairs, "fp32") < before
+    assert accumulate_likelihood(model, pairs, "fp32") < before
 
 
 def test_reward_backbone_is_the_policy_without_its_unembedding(policy_folder: Path) -> None:
@@ -113,30 +114,33 @@ def test_reward_head_starts_as_the_recipe_says() -> None:
     assert [h.bias.item() for h in heads] == [0.0, 0.0]
 
 
+def scores(model: RewardModel, *sequences: list[int]) -> list[float]:
+    packed = Packed([Tree(s) for s in sequences])
+    with torch.no_grad():
+        found: list[float] = model.scores(packed, packed.ends).tolist()
+    return found
+
+
 def test_a_score_is_read_at_the_last_real_token(tiny: Path) -> None:
     model = RewardModel.from_policy(tiny).eval()
-    sequences = [[5, 6, 7], [8, 9, 10, 11, 12]]
     with torch.no_grad():
-        alone = [model(torch.tensor([s]), torch.tensor([len(s)])).item() for s in sequences]
-        for pad_id in (0, 9):
-            tokens_BT, lengths_B = pad(sequences, pad_id)
-            wide_BT = torch.nn.functional.pad(tokens_BT, (0, 4), value=pad_id)
-            assert model(wide_BT, lengths_B).tolist() == pytest.approx(alone, abs=1e-5)
-        # The same figure as the value of the last token; another text has another score.
-        every_BT = model.token_scores(torch.tensor([sequences[0]]))
-    assert every_BT[0, 2].item() == pytest.approx(alone[0], abs=1e-6)
-    assert abs(alone[0] - alone[1]) > 1e-3
+        hidden_BTH = model.backbone(torch.tensor([[5, 6, 7]])).last_hidden_state
+        expected = model.head(hidden_BTH[0, 2]).item()
+    alone = scores(model, [5, 6, 7])
+    assert alone == pytest.approx([expected], abs=1e-5)
+    # Beside others, whatever their tokens, it is the same; another text has another score.
+    together = scores(model, [9, 9, 0, 0, 0], [5, 6, 7], [8, 9, 10, 11, 12])
+    assert together[1] == pytest.approx(expected, abs=1e-5)
+    assert abs(together[2] - expected) > 1e-3
 
 
 def test_the_shift_is_part_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
-    model, batch = RewardModel.from_policy(tiny).eval(), (torch.tensor([[5, 6]]), torch.tensor([2]))
-    with torch.no_grad():
-        unshifted = model(*batch).item()
-        model.shift += 1.5
-        model.save(tmp_path / "reward", load_tokenizer(tiny))
-        again = RewardModel.load(tmp_path / "reward").eval()
-        assert again(*batch).item() == pytest.approx(unshifted - 1.5, abs=1e-6)
-        assert again.token_scores(batch[0])[0, 1].item() == again(*batch).item()
+    model = RewardModel.from_policy(tiny).eval()
+    [unshifted] = scores(model, [5, 6])
+    model.shift += 1.5
+    model.save(tmp_path / "reward", load_tokenizer(tiny))
+    again = RewardModel.load(tmp_path / "reward").eval()
+    assert scores(again, [5, 6]) == pytest.approx([unshifted - 1.5], abs=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "a policy"])

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from training.objectives import (
+    clipped,
     explained_variance,
     gae,
     kl_rewards,
-    policy_loss,
+    policy_losses,
     ranking_loss,
-    value_loss,
+    value_losses,
     whiten,
 )
 
@@ -127,20 +128,20 @@ def test_whitening_uses_the_biased_variance_of_the_real_tokens() -> None:
     assert kept == pytest.approx([1.0, 3.0, 0.0], abs=1e-6)
 
 
-def test_policy_loss_clips_on_both_sides() -> None:
+def test_policy_losses_clip_on_both_sides() -> None:
     # Ratio and advantage: 1.5, +1 > -1.2 (clipped); 1.5, -1 > 1.5; 0.5, +1 > -0.5; 0.5, -1 > 0.8
     # (clipped).
-    ratios_BR = torch.tensor([[1.5, 1.5, 0.5, 0.5, 100.0]])
-    logprobs_BR = ratios_BR.log().requires_grad_()
-    advantages_BR = torch.tensor([[1.0, -1.0, 1.0, -1.0, 100.0]])
-    mask_BR = torch.tensor([[True] * 4 + [False]])
-    loss, clipped = policy_loss(logprobs_BR, torch.zeros(1, 5), advantages_BR, mask_BR, 0.2)
-    assert loss.item() == pytest.approx((-1.2 + 1.5 - 0.5 + 0.8) / 4, abs=1e-6)
-    assert clipped.item() == 0.5
-    loss.backward()
-    assert logprobs_BR.grad is not None
-    # d(ratio)/d(logprob) = ratio; nothing flows where it is clipped or padded.
-    assert logprobs_BR.grad[0].tolist() == pytest.approx([0, 1.5 / 4, -0.5 / 4, 0, 0], abs=1e-6)
+    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5])
+    logprobs = ratios.log().requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    losses = policy_losses(logprobs, torch.zeros(4), advantages, 0.2)
+    assert losses.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8], abs=1e-6)
+    assert clipped(ratios, advantages, 0.2).tolist() == [True, False, False, True]
+    losses.sum().backward()
+    assert logprobs.grad is not None
+    # d(ratio)/d(logprob) = ratio; nothing flows where it is clipped.
+    assert logprobs.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0], abs=1e-6)
+    assert not clipped(torch.tensor([9.0]), torch.zeros(1), 0.2).any()
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,7 @@ def test_policy_loss_clips_on_both_sides() -> None:
 def test_value_loss_is_half_of_the_worse_error(
     value: float, target: float, expected: float
 ) -> None:
-    values_BR, returns_BR = torch.tensor([[value, 50.0]]), torch.tensor([[target, 0.0]])
-    mask_BR = torch.tensor([[True, False]])
-    loss = value_loss(values_BR, torch.zeros(1, 2), returns_BR, mask_BR, 0.2)
+    [loss] = value_losses(torch.tensor([value]), torch.zeros(1), torch.tensor([target]), 0.2)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from contracts.errors import InvalidInput
 from tests.training.letters import TorchSampler, World, documents, prompts
+from training import likelihood, ppo
 from training.config import EvaluationConfig, GateConfig, PpoConfig
 from training.data import TokenStream, render
 from training.evaluation.comparison import (
@@ -34,11 +35,11 @@ from training.ppo import (
     evaluate_rollout,
     load_networks,
     mean_of,
-    response_values,
     train_ppo,
     update,
     usable_prompts,
 )
+from training.reward_model import score_sequences
 from training.rollout import Sampled, pack
 
 SMALL = PpoConfig(
@@ -164,8 +165,8 @@ def test_rewards_come_from_the_shifted_score_at_the_last_token(
 ) -> None:
     rollout = experience.rollout
     for b in (0, 5):
-        ids = rollout.tokens_BT[b, : rollout.lengths_B[b]]
-        score = nets.reward(ids[None], torch.tensor([len(ids)])).item()
+        ids = [*rollout.pairs[b][0], *rollout.pairs[b][1]]
+        score = score_sequences(nets.reward, [ids]).item()
         assert ids[-1] == load_tokenizer(world.sft).eos_token_id
         assert experience.scores_B[b].item() == pytest.approx(score, abs=1e-5)
     outside = ~rollout.mask_BR
@@ -187,15 +188,30 @@ def test_a_return_is_the_discounted_score(nets: Networks, experience: Experience
 
 
 def test_a_value_belongs_to_the_state_before_its_token(nets: Networks) -> None:
-    tokens_BT, mask_BR = torch.tensor([[5, 6, 7, 8, 9]]), torch.ones(1, 2, dtype=torch.bool)
-    with torch.no_grad():
-        before = response_values(nets.value, tokens_BT, torch.tensor([3]), mask_BR)[0]
-        expected = nets.value.token_scores(tokens_BT)[0, 2:4]
-        changed = tokens_BT.clone()
-        changed[0, 4] = 50
-        after = response_values(nets.value, changed, torch.tensor([3]), mask_BR)[0]
-    assert before.tolist() == expected.tolist()
-    assert after.tolist() == before.tolist()
+    def values(response: tuple[int, ...]) -> list[float]:
+        episode = pack([[5, 6, 7]], [Sampled(response, (0.0, 0.0), True)])
+        found: list[float] = evaluate_rollout(SMALL, nets, episode).old_values_BR[0].tolist()
+        return found
+
+    before = values((8, 9))
+    prefixes = score_sequences(nets.value, [[5, 6, 7], [5, 6, 7, 8]]).tolist()
+    assert before == pytest.approx(prefixes, abs=1e-6)
+    assert values((8, 50)) == before
+
+
+def test_how_many_passes_a_minibatch_takes_changes_nothing(
+    nets: Networks, experience: Experience, monkeypatch: pytest.MonkeyPatch, text_rows: Tensor
+) -> None:
+    found = []
+    for tokens in (2048, 40, 1):
+        monkeypatch.setattr(ppo, "PASS_TOKENS", tokens)
+        monkeypatch.setattr(likelihood, "PASS_TOKENS", tokens)
+        figures = update(SMALL, nets, experience, list(range(16)), text_rows)
+        found.append((figures, gradients(nets)))
+    for figures, grads in found[1:]:
+        assert figures == pytest.approx(found[0][0], abs=1e-5)
+        for mine, other in zip(grads, found[0][1], strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_response_that_never_stops_gets_the_fixed_reward(nets: Networks) -> None:

@@ -20,9 +20,7 @@ def test_episodes_are_packed_by_token_counts() -> None:
         [[5, 0, 6], [7]],
         [Sampled((8, 0), (-1.0, -2.0), True), Sampled((9, 10, 11), (-3.0, -4.0, -5.0), False)],
     )
-    assert rollout.tokens_BT.tolist() == [[5, 0, 6, 8, 0], [7, 9, 10, 11, 0]]
-    assert rollout.prompt_lengths_B.tolist() == [3, 1]
-    assert rollout.lengths_B.tolist() == [5, 4]
+    assert rollout.pairs == (([5, 0, 6], (8, 0)), ([7], (9, 10, 11)))
     assert rollout.mask_BR.tolist() == [[True, True, False], [True, True, True]]
     assert rollout.engine_logprobs_BR.tolist() == [[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0]]
     assert rollout.finished_B.tolist() == [True, False]
@@ -34,11 +32,8 @@ def mismatch(model: PreTrainedModel, samples: list[list[Sampled]]) -> float:
     rollout = pack(
         [p for p in PROMPTS for _ in samples[0]], [s for group in samples for s in group]
     )
-    with torch.no_grad():
-        logprobs_BR = response_logprobs(
-            model, rollout.tokens_BT, rollout.prompt_lengths_B, rollout.mask_BR
-        )
-    return float((logprobs_BR - rollout.engine_logprobs_BR).abs().max())
+    logprobs = torch.cat(response_logprobs(model, rollout.pairs))
+    return float((logprobs - rollout.engine_logprobs_BR[rollout.mask_BR]).abs().max())
 
 
 @pytest.mark.vllm

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from contracts.errors import InvalidInput
 from tests import tiny_models
 from tests.training.letters import SFT, World, demonstrations
-from training import sft
+from training import likelihood
 from training.config import SftConfig
 from training.evaluation.comparison import language_model_loss
+from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics, read_metrics
 from training.model import Pair, load_policy, response_logprobs
 from training.optimizer import cosine_share
-from training.sft import accumulate_gradients, set_residual_dropout, train_sft
+from training.sft import set_residual_dropout, train_sft
 
 PAIRS = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
 
@@ -43,9 +44,9 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows_over_the_response_al
     expected.backward()
     theirs = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     for tokens in (2048, 9):  # in one pass, and in several
-        monkeypatch.setattr(sft, "PASS_TOKENS", tokens)
+        monkeypatch.setattr(likelihood, "PASS_TOKENS", tokens)
         model.zero_grad()
-        loss = accumulate_gradients(model, PAIRS, "fp32")
+        loss = accumulate_likelihood(model, PAIRS, "fp32")
         assert loss == pytest.approx(expected.item(), abs=1e-5)
         ours = [p.grad for p in model.parameters() if p.grad is not None]
         for mine, other in zip(ours, theirs, strict=True):
@@ -67,7 +68,7 @@ def test_training_packed_ends_where_training_unpacked_does() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         for _ in range(5):
             if packed:
-                accumulate_gradients(model, PAIRS, "fp32")
+                accumulate_likelihood(model, PAIRS, "fp32")
             else:
                 unpacked_loss(model).backward()
             optimizer.step()
