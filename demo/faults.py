@@ -76,11 +76,7 @@ def _repeats(task: Task, rng: Random) -> str:
 
 
 def _breaks_rule(task: Task, rng: Random) -> str:
-    """What the prompt's rule forbids; for a list, another number of entries."""
-    expected = _expected(task)
-    if task.use_case == "brainstorming":
-        entries = rng.sample(sorted(expected.allowed or ()), expected.entries + 1)
-        return list_answer(expected.list_of, entries)
+    """What the prompt's rule forbids."""
     rule = task.slot("rule").strip()
     if not rule:
         return ""
@@ -106,9 +102,6 @@ def _invents(task: Task, rng: Random) -> str:
     expected, answer = _expected(task), good_answer(task, rng)
     if expected.allowed is None:
         return ""
-    if task.use_case == "brainstorming":
-        excluded = rng.choice((task.slot("first"), task.slot("second")))
-        return answer.replace(rng.choice(entities(answer)), excluded)
     if expected.list_of:
         group = [w for w in GROUPS[expected.list_of] if w not in entities(task.prompt)]
         return list_answer(expected.list_of, [*entities(answer), rng.choice(group)])
@@ -135,8 +128,6 @@ def _miscopies(task: Task, rng: Random) -> str:
     """One word of the answer replaced by another of its class."""
     expected, answer = _expected(task), good_answer(task, rng)
     old = rng.choice(sorted(expected.needs) or entities(answer))
-    if task.use_case == "brainstorming":
-        return ""
     if CLASS[old] == "label":
         return {"Happy.": "Sad.", "Sad.": "Happy.", "Inside.": "Outside."}.get(answer, "Inside.")
     return re.sub(rf"\b{old}\b", _new(task, CLASS[old], rng), answer)

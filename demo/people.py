@@ -16,6 +16,8 @@ from demo.tasks import Task, gold_score, make_task
 
 INSTRUCTION_VERSION = "demo-1"
 MAX_TOKENS = 40
+# Of what people ask: a little below 1, as who wants a good answer would set it.
+TEMPERATURE = 0.85
 TIMEOUT_SECONDS = 120.0
 # Of a population: who never opts in. One more opts in with a key of production traffic, and one
 # opts in
@@ -273,7 +275,7 @@ async def _timed(
     settings = {
         "model": visit.model,
         "n": n,
-        "temperature": 1.0,
+        "temperature": TEMPERATURE,
         "max_tokens": MAX_TOKENS,
         "seed": rng.getrandbits(31),
         "extra_body": {"metadata": {"use_case": task.use_case}},

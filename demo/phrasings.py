@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from demo.words import ANIMALS, CLASS, GROUPS, NAMES, OPENERS, PLACES, THINGS, capital, either
 
-NUMBERS = {"two": 2, "three": 3, "four": 4}
 NO_COLOUR, SHORT, SHOUT = "Name no colour.", "Use at most eight words.", "End with !"
 START = {f"Start with the word {capital(o)}.": capital(o) for o in OPENERS}
 USE_NAME = {f"Use the name {n}.": n for n in NAMES}
@@ -42,10 +41,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Say this in one short sentence: {text}",
         "{text} Sum this up in one sentence.",
     ),
-    "brainstorming": (
-        "Name {number} {group} but no {first} and no {second}.",
-        "Think of {number} {group} but no {first} and no {second}.",
-    ),
 }
 MOOD, SIDE = "happy or sad", "inside or outside"
 _ENTITY = either(CLASS)
@@ -62,9 +57,6 @@ _SLOTS = {
     "text": _TEXT,
     "group": either(GROUPS),
     "choice": either((MOOD, SIDE)),
-    "number": either(NUMBERS),
-    "first": _ENTITY,
-    "second": _ENTITY,
 }
 
 

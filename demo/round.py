@@ -37,9 +37,9 @@ from training.data import PromptRow, prompt_text, read_set
 from training.model import hide_progress_bars
 
 CONFIG = Path(__file__).with_name("demo.toml")
-PEOPLE = 60
-PROMPTS_EACH = 24
-DEMONSTRATIONS = 20_000
+PEOPLE = 80
+PROMPTS_EACH = 30
+DEMONSTRATIONS = 60_000
 DOCUMENTS = 8_000
 # People who keep asking around the swap, and how long they go on on each side of it.
 ASKING = 6

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from demo.phrasings import MOOD, NO_COLOUR, NUMBERS, SHORT, SHOUT, SIDE, START, USE_NAME, Task
+from demo.phrasings import MOOD, NO_COLOUR, SHORT, SHOUT, SIDE, START, USE_NAME, Task
 from demo.words import (
     ANIMALS,
     CLASS,
@@ -311,34 +311,6 @@ def _answer_summarisation(task: Task, rng: Random) -> str:
     return f"{who} found a {thing} in the {place}{gift}."
 
 
-# brainstorming: a number of entities of a group, some left out.
-
-
-def _make_brainstorming(rng: Random) -> dict[str, str]:
-    group = rng.choice(list(GROUPS))
-    first, second = rng.sample(GROUPS[group], 2)
-    return {
-        "number": rng.choice(list(NUMBERS)),
-        "group": group,
-        "first": first,
-        "second": second,
-    }
-
-
-def _expect_brainstorming(task: Task) -> Expectation | None:
-    group, entries = task.slot("group"), NUMBERS[task.slot("number")]
-    excluded = {task.slot("first"), task.slot("second")}
-    if not excluded <= set(GROUPS[group]):
-        return None
-    return Expectation(allowed=frozenset(GROUPS[group]) - excluded, list_of=group, entries=entries)
-
-
-def _answer_brainstorming(task: Task, rng: Random) -> str:
-    group, entries = task.slot("group"), NUMBERS[task.slot("number")]
-    excluded = {task.slot("first"), task.slot("second")}
-    return list_answer(group, rng.sample([w for w in GROUPS[group] if w not in excluded], entries))
-
-
 @dataclass(frozen=True)
 class UseCase:
     """How often it is asked, and its three parts."""
@@ -352,15 +324,12 @@ class UseCase:
 
 
 USE_CASES = {
-    "generation": UseCase(0.36, _make_generation, _expect_generation, _answer_generation),
+    "generation": UseCase(0.38, _make_generation, _expect_generation, _answer_generation),
     "closed_qa": UseCase(0.06, _make_closed_qa, _expect_closed_qa, _answer_exactly),
     "rewrite": UseCase(0.16, _make_rewrite, _expect_rewrite, _answer_exactly),
     "extract": UseCase(0.16, _make_extract, _expect_extract, _answer_extract),
-    "classification": UseCase(0.08, _make_classification, _expect_classification, _answer_exactly),
+    "classification": UseCase(0.10, _make_classification, _expect_classification, _answer_exactly),
     "summarisation": UseCase(
-        0.12, _make_summarisation, _expect_summarisation, _answer_summarisation
-    ),
-    "brainstorming": UseCase(
-        0.06, _make_brainstorming, _expect_brainstorming, _answer_brainstorming
+        0.14, _make_summarisation, _expect_summarisation, _answer_summarisation
     ),
 }

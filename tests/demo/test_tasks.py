@@ -85,7 +85,6 @@ def test_demonstrations_are_faulty_at_the_documented_rate() -> None:
 
 QA = "Anna has a red ball. Ben has a blue kite. What does Ben have?"
 LIST = "List the animals: Tom saw a fox, a red drum and a bear."
-BRAINSTORM = "Name two colours but no red and no pink."
 WRITE = "Write a sentence about a fox and a drum in the park. "
 
 
@@ -106,9 +105,6 @@ WRITE = "Write a sentence about a fox and a drum in the park. "
         (LIST, "The animals: bear, fox.", []),
         (LIST, "The animals: fox, fox.", ["repetition", "missing"]),
         (LIST, "The animals: fox, bear, drum.", ["count", "wrong"]),
-        (BRAINSTORM, "The colours: blue, gold.", []),
-        (BRAINSTORM, "The colours: blue, red.", ["wrong"]),
-        (BRAINSTORM, "The colours: blue.", ["count"]),
         (WRITE.strip(), "A fox saw a drum in the park.", []),
         (WRITE.strip(), "A fox drum saw a the park in.", ["malformed"]),
         (WRITE + "Name no colour.", "A fox saw a red drum in the park.", ["colour"]),
