@@ -39,7 +39,9 @@ from training.model import hide_progress_bars
 CONFIG = Path(__file__).with_name("demo.toml")
 PEOPLE = 80
 PROMPTS_EACH = 30
-DEMONSTRATIONS = 60_000
+DEMONSTRATIONS = 72_000
+# Fewer demonstrations each than the dataset takes of one person.
+LABELERS = 400
 DOCUMENTS = 8_000
 # People who keep asking around the swap, and how long they go on on each side of it.
 ASKING = 6
@@ -178,7 +180,7 @@ def demonstration_events(seed: int) -> Iterator[pb.Event]:
             user, body, id=str(uuid.UUID(int=rng.getrandbits(128), version=4)), at=0.0
         )
 
-    labelers = [f"labeler-{i:02d}" for i in range(100)]
+    labelers = [f"labeler-{i:03d}" for i in range(LABELERS)]
     agreed = {"notice_version": notice.CURRENT.version}
     for labeler in labelers:
         yield event(labeler, pb.Consent(state=pb.CONSENT_STATE_GRANTED, **agreed))
