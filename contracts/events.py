@@ -24,6 +24,9 @@ TOPIC_OF = {
 }
 TOPICS = tuple(TOPIC_OF.values())
 
+# Bodies that hold what people wrote or read.
+TEXT_BODIES = ("completion", "ranking", "demonstration")
+
 MIN_RANKED, MAX_RANKED = 2, 9
 
 
@@ -99,7 +102,27 @@ def validate(event: pb.Event) -> None:
             raise InvalidEvent(name, "a non-empty string", "")
     if not event.HasField("time"):
         raise InvalidEvent("time", "a timestamp", "nothing")
-    _VALIDATE_BODY[topic_of(event)](getattr(event, event.WhichOneof("body")))
+    topic = topic_of(event)
+    if not event.HasField("sealed"):
+        _VALIDATE_BODY[topic](getattr(event, event.WhichOneof("body")))
+    elif event.WhichOneof("body") not in TEXT_BODIES:
+        raise InvalidEvent("sealed", "nothing, as the body has no text", topic)
+
+
+def without_text(event: pb.Event) -> pb.Event:
+    """A copy of the event in which nothing is left that a person wrote or read."""
+    bare = pb.Event()
+    bare.CopyFrom(event)
+    if (name := event.WhichOneof("body")) in TEXT_BODIES:
+        body = getattr(bare, name)
+        for field in ("prompt", "response", "metadata"):
+            if field in body.DESCRIPTOR.fields_by_name:
+                body.ClearField(field)
+    for output in bare.completion.outputs if name == "completion" else ():
+        output.ClearField("text")
+        output.ClearField("token_ids")
+    bare.sealed.ClearField("text")
+    return bare
 
 
 def ranks_of(ranking: pb.Ranking) -> dict[int, int]:
