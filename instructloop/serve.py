@@ -14,7 +14,8 @@ from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
 from feedback.consent import ConsentLedger
-from feedback.log import open_log
+from feedback.rights import Rights
+from feedback.vault import open_events
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
 from serving.engine import VllmEngine
@@ -32,20 +33,26 @@ class Place:
 
 def create_app(place: Place, settings: Settings) -> FastAPI:
     """Completions, feedback and the Playground as one application."""
-    events = open_log(place.log)
+    events = open_events(place.log)
     consent = ConsentLedger(events)
+    registry = ReleaseRegistry(place.registry)
     authenticate = KeyStore(place.keys).authenticate
     app = create_serving(
         settings,
         VllmEngine(settings.engine_options()),
         events,
-        ReleaseRegistry(place.registry),
+        registry,
         authenticate,
         consent,
     )
-    app.mount(
-        "/", create_feedback(sink=events, source=events, authenticate=authenticate, consent=consent)
+    feedback = create_feedback(
+        sink=events,
+        source=events,
+        authenticate=authenticate,
+        consent=consent,
+        rights=Rights(events, events, registry),
     )
+    app.mount("/", feedback)
     return app
 
 
