@@ -43,7 +43,7 @@ class RuleCount(BaseModel):
     rows_in: dict[SetName, int]
     rows_out: dict[SetName, int]
     # Values of the rule's settings, and what it wants to report (dropped clusters, languages).
-    settings: dict[str, str | int | float]
+    settings: dict[str, bool | str | int | float]
     notes: dict[str, int]
 
 

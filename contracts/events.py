@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
+
 from contracts.errors import InvalidEvent
 from contracts.v1 import events_pb2 as pb
 
@@ -24,8 +26,19 @@ TOPIC_OF = {
 }
 TOPICS = tuple(TOPIC_OF.values())
 
+# Fields of bodies, and of outputs, that are no text of a person's. Every other one is taken for
+# text, a new one as well.
+READABLE = frozenset(
+    "completion_id outputs output sampling release_id release_digest model source notice_version "
+    "groups score instruction_version seconds_spent state purposes erased transition reason".split()
+)
+READABLE_OF_OUTPUT = frozenset({"index", "finish_reason"})
 # Bodies that hold what people wrote or read.
-TEXT_BODIES = ("completion", "ranking", "demonstration")
+TEXT_BODIES = tuple(
+    name
+    for name in TOPIC_OF
+    if {f.name for f in pb.Event.DESCRIPTOR.fields_by_name[name].message_type.fields} - READABLE
+)
 
 MIN_RANKED, MAX_RANKED = 2, 9
 
@@ -113,16 +126,18 @@ def without_text(event: pb.Event) -> pb.Event:
     """A copy of the event in which nothing is left that a person wrote or read."""
     bare = pb.Event()
     bare.CopyFrom(event)
-    if (name := event.WhichOneof("body")) in TEXT_BODIES:
-        body = getattr(bare, name)
-        for field in ("prompt", "response", "metadata"):
-            if field in body.DESCRIPTOR.fields_by_name:
-                body.ClearField(field)
+    if (name := event.WhichOneof("body")) is not None:
+        _keep_only(getattr(bare, name), READABLE)
     for output in bare.completion.outputs if name == "completion" else ():
-        output.ClearField("text")
-        output.ClearField("token_ids")
+        _keep_only(output, READABLE_OF_OUTPUT)
     bare.sealed.ClearField("text")
     return bare
+
+
+def _keep_only(message: Message, fields: frozenset[str]) -> None:
+    for field, _ in message.ListFields():
+        if field.name not in fields:
+            message.ClearField(field.name)
 
 
 def ranks_of(ranking: pb.Ranking) -> dict[int, int]:

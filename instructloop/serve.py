@@ -18,7 +18,7 @@ from feedback.rights import Rights
 from feedback.vault import open_events
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
-from serving.engine import VllmEngine
+from serving.engine import Engine, VllmEngine
 from serving.settings import Settings
 
 
@@ -31,15 +31,15 @@ class Place:
     keys: Path
 
 
-def create_app(place: Place, settings: Settings) -> FastAPI:
-    """Completions, feedback and the Playground as one application."""
+def create_app(place: Place, settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """Completions, feedback and the Playground as one application, on vLLM by default."""
     events = open_events(place.log)
     consent = ConsentLedger(events)
     registry = ReleaseRegistry(place.registry)
     authenticate = KeyStore(place.keys).authenticate
     app = create_serving(
         settings,
-        VllmEngine(settings.engine_options()),
+        engine or VllmEngine(settings.engine_options()),
         events,
         registry,
         authenticate,

@@ -70,7 +70,7 @@ def rows_per_set(rows: Iterable[Row]) -> dict[SetName, int]:
     return counts
 
 
-def _said(settings: RuleSettings, name: str) -> str | int | float:
+def _said(settings: RuleSettings, name: str) -> bool | str | int | float:
     """A setting as the manifest holds it: a table or list as JSON."""
     value = getattr(settings, name)
     return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
