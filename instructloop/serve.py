@@ -4,6 +4,7 @@ import datetime as dt
 import logging
 import secrets
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,29 @@ def create_app(place: Place, settings: Settings, engine: Engine | None = None) -
 def serve(place: Place, settings: Settings, host: str, port: int) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    hide_messages_of_exceptions()
     uvicorn.run(
         create_app(place, settings), host=host, port=port, log_level="warning", access_log=False
     )
+
+
+def hide_messages_of_exceptions() -> None:
+    """From now on a logged exception says its type and where it was raised, not its message: that
+    may hold what a person sent.
+    """
+    hide = _Hide()
+    logging.getLogger("uvicorn.error").addFilter(hide)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(hide)
+
+
+class _Hide(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            record.exc_info, record.exc_text = None, f"{frames}{type(error).__name__}"
+        return True
 
 
 def key_for_newcomer(place: Place) -> str:

@@ -103,8 +103,9 @@ def build_dataset(
 
 def _rows(source: EventSource, ends: Ends) -> tuple[list[Row], RuleCount]:
     """Every event as rows; and how many rankings name a completion and outputs that exist."""
+    completed = list(_follow(source, "completions", ends))
     completions: dict[str, pb.Event] = {}
-    for record in _follow(source, "completions", ends):
+    for record in completed:
         completions.setdefault(record.event.completion.completion_id, record.event)
     prompts = [row for event in completions.values() for row in _ppo_row(event)]
     demonstrations = [_sft_row(r) for r in _follow(source, "demonstrations", ends)]
@@ -113,7 +114,7 @@ def _rows(source: EventSource, ends: Ends) -> tuple[list[Row], RuleCount]:
     rows = [*demonstrations, *ranked, *prompts]
     rows_out = rows_per_set(rows)
     read = {
-        "completions": len(completions),
+        "completions": len(completed),
         "demonstrations": len(demonstrations),
         "rankings": len(rankings),
     }

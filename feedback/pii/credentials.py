@@ -70,4 +70,4 @@ def passwords(text: str) -> Iterator[Finding]:
 
 def _is_random(value: str) -> bool:
     """Letters and digits together, as no word of prose has."""
-    return any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
+    return any(c.isdecimal() for c in value) and any(c.isalpha() for c in value)

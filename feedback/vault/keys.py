@@ -4,6 +4,8 @@ Nothing is cached: every batch of events asks the file, so an erasure counts at 
 process.
 """
 
+import fcntl
+import os
 import secrets
 import sqlite3
 import threading
@@ -43,10 +45,11 @@ class KeyVault:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        with _only_one_opens(path.parent):
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(_SCHEMA)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        self._db.executescript(_SCHEMA)
 
     def keys_for(self, users: Iterable[str]) -> dict[str, tuple[str, bytes]]:
         """User id to (key id, data key), made where a person has none; without those who erased
@@ -151,6 +154,17 @@ class KeyVault:
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
+
+
+@contextmanager
+def _only_one_opens(folder: Path) -> Iterator[None]:
+    """The switch to WAL fails at once, without waiting, when two processes try it on a new file."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def rotate(vault: KeyVault, master: LocalMasterKeys) -> int:

@@ -43,7 +43,7 @@ class LocalMasterKeys:
     """
 
     def __init__(self, keys: list[bytes], file: Path | None = None) -> None:
-        self._file, self._inode = file, 0
+        self._file, self._seen = file, (0, 0)
         self._ciphers: dict[str, AESGCM] = {}
         self._take(keys)
 
@@ -103,9 +103,12 @@ class LocalMasterKeys:
         self._take(keys)
 
     def _follow(self) -> None:
-        if self._file is not None and self._file.stat().st_ino != self._inode:
-            self._inode = self._file.stat().st_ino
+        if self._file is None:
+            return
+        stat = self._file.stat()
+        if (seen := (stat.st_ino, stat.st_mtime_ns)) != self._seen:
             self._take(_read(self._file))
+            self._seen = seen
 
     def _take(self, keys: list[bytes]) -> None:
         """Old keys stay known to this process: it may have read what they wrapped just before."""

@@ -33,7 +33,8 @@ class SealedLog:
     def append(self, events: Sequence[pb.Event]) -> None:
         for event in events:
             validate(event)
-        self.vault.readmit(_agreeing(events))
+        if agreeing := _agreeing(events):
+            self.vault.readmit(agreeing)
         keys = self.vault.keys_for({e.user_id for e in events if _has_text(e)})
         self.inner.append([_seal(e, keys) for e in events])
 

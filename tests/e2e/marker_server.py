@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from instructloop.serve import Place, create_app
+from instructloop.serve import Place, create_app, hide_messages_of_exceptions
 from serving.engine import Body, Kind
 from serving.settings import Settings
 from tests.fakes import FakeEngine
@@ -37,6 +37,7 @@ class RepeatingEngine(FakeEngine):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.DEBUG)
+    hide_messages_of_exceptions()
     settings = Settings(release_poll_s=0.05)
     app = create_app(place(Path(sys.argv[1])), settings, RepeatingEngine())
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="debug")
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), access_log=False)
