@@ -33,12 +33,15 @@ READABLE = frozenset(
     "groups score instruction_version seconds_spent state purposes erased transition reason".split()
 )
 READABLE_OF_OUTPUT = frozenset({"index", "finish_reason"})
+
+
+def _may_hold_text(body: str) -> bool:
+    kind = pb.Event.DESCRIPTOR.fields_by_name[body].message_type
+    return kind is not None and not {field.name for field in kind.fields} <= READABLE
+
+
 # Bodies that hold what people wrote or read.
-TEXT_BODIES = tuple(
-    name
-    for name in TOPIC_OF
-    if {f.name for f in pb.Event.DESCRIPTOR.fields_by_name[name].message_type.fields} - READABLE
-)
+TEXT_BODIES = tuple(body for body in TOPIC_OF if _may_hold_text(body))
 
 MIN_RANKED, MAX_RANKED = 2, 9
 

@@ -1,6 +1,6 @@
 """The feedback service: consent and rankings over HTTP, and the Playground's pages. Wiring only."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,7 +134,8 @@ def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principa
             raise InvalidInput("notice_version", expected, body.notice_version)
         if body.granted and body.erase:
             raise InvalidInput("erase", "false where consent is granted", True)
-        state, named = rights.state(who.user_id), body.purposes or tuple(PURPOSES)
+        state = rights.state(who.user_id)
+        named: Collection[str] = body.purposes or PURPOSES
         if not body.granted and (body.erase or set(named) & set(state.purposes)):
             rights.withdraw(who.user_id, body.purposes, erase=body.erase)
         elif body.granted and not state.has(body.notice_version, named):

@@ -4,8 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 from feedback.dataset.row import Given, Kept, Row
 from feedback.pii import mask
@@ -85,28 +83,28 @@ def masked(rows: Sequence[Row], given: Given) -> Kept:
     """Every row stays; personal data and secrets in it become their kinds."""
     if not given.settings.mask_pii:
         return list(rows), {}
-    once = cache(mask)
     kinds = Counter[str]()
     kept = []
     for row in rows:
         pairs = (*row.messages, *row.annotations)
-        found = [once(t).kinds for t in (row.text, *(value for _, value in pairs), *row.responses)]
-        here = sum(found, Counter[str]())
-        kinds += here
-        kept.append(_masked_row(row, once, tuple(sorted(here))) if here else row)
+        found = Counter[str]()
+        for text in (row.text, *(value for _, value in pairs), *row.responses):
+            found += mask(text).kinds
+        kinds += found
+        kept.append(_masked_row(row, tuple(sorted(found))) if found else row)
     return kept, dict(sorted(kinds.items()))
 
 
-def _masked_row(row: Row, once: Any, kinds: tuple[str, ...]) -> Row:
-    messages = tuple((role, once(content).text) for role, content in row.messages)
-    text = once(row.text).text
+def _masked_row(row: Row, kinds: tuple[str, ...]) -> Row:
+    messages = tuple((role, mask(content).text) for role, content in row.messages)
+    text = mask(row.text).text
     return replace(
         row,
         text=text,
         messages=messages,
         words=text or "\n".join(content for _, content in messages),
-        responses=tuple(once(response).text for response in row.responses),
-        annotations=tuple((name, once(value).text) for name, value in row.annotations),
+        responses=tuple(mask(response).text for response in row.responses),
+        annotations=tuple((name, mask(value).text) for name, value in row.annotations),
         masked=kinds,
     )
 

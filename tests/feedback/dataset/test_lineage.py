@@ -7,6 +7,7 @@ import pytest
 from contracts.errors import InvalidInput, NotFound
 from contracts.log import follow
 from contracts.release import Canary, Release, ReleaseRegistry
+from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
 from feedback.dataset.lineage import diff, explain, manifest_of
 from feedback.dataset.review import Reviews, Waiting, review
@@ -219,7 +220,7 @@ def test_a_person_confirms_what_was_masked(log: SealedLog, registry: ReleaseRegi
 
 def test_nobody_reads_what_may_not_be_read(log: SealedLog, registry: ReleaseRegistry) -> None:
     less = consent("ann", granted=False, at=0.5)
-    less.consent.purposes.append(2 + 1)
+    less.consent.purposes.append(pb.PURPOSE_READING)
     log.append([less])
     rules = RULES.model_copy(update={"review": "all"})
     waiting = Reviews(registry).waiting(build(log, registry, rules))
