@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from contracts.errors import CorruptArtifact, NotFound
 
 MANIFEST = "artifact.json"
+# Names files that were taken out of an artifact since people erased what was in them.
+FORGOTTEN = "forgotten.json"
 
 
 class FileEntry(BaseModel):
@@ -39,7 +42,9 @@ class ArtifactManifest(BaseModel):
 
 
 class ArtifactStore:
-    """Artifacts below `root`, each in a folder named by its digest. Never changed once written."""
+    """Artifacts below `root`, each in a folder named by its digest. Once written, only `forget`
+    changes them.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -79,6 +84,29 @@ class ArtifactStore:
             raise NotFound(f"no artifact {digest} in {self.root}")
         return folder
 
+    def kept(self, name: str) -> list[str]:
+        """Digests of the artifacts that have a file of this name, in alphabetical order."""
+        return sorted(file.parent.name for file in self.root.glob(f"[!.]*/{name}"))
+
+    def forget(self, digest: str, paths: Iterable[str]) -> None:
+        """Delete files of an artifact for good; its manifest stays, and `verify` accepts the gap.
+
+        The one change that an artifact sees: a person's right to erasure. Raises NotFound.
+        """
+        folder = self.path(digest)
+        gone = self.forgotten(digest) | set(paths)
+        write_text_durably(folder / FORGOTTEN, json.dumps(sorted(gone)))
+        for path in gone:
+            (folder / path).unlink(missing_ok=True)
+        fsync(folder)
+
+    def forgotten(self, digest: str) -> set[str]:
+        """Files that were taken out of the artifact. Raises NotFound."""
+        try:
+            return set(json.loads((self.path(digest) / FORGOTTEN).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return set()
+
     def verify(self, digest: str) -> ArtifactManifest:
         """Read every byte again. Raises NotFound, or CorruptArtifact naming the first bad file."""
         folder = self.path(digest)
@@ -91,14 +119,18 @@ class ArtifactStore:
                 f"{folder / MANIFEST}: expected digest {digest}, got {manifest.digest}"
             )
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
-            MANIFEST
+            MANIFEST,
+            FORGOTTEN,
         }
+        forgotten = self.forgotten(digest)
         if extra := present - {entry.path for entry in manifest.files}:
             raise CorruptArtifact(
                 f"{folder}: files that the manifest does not name: {', '.join(sorted(extra))}"
             )
         for entry in manifest.files:
             file = folder / entry.path
+            if entry.path in forgotten:
+                continue
             if not file.is_file():
                 raise CorruptArtifact(f"{file}: missing")
             if file.stat().st_size != entry.bytes:

@@ -5,7 +5,9 @@ InstructloopError          what any of our code raises on purpose; its message s
 │   └── InvalidEvent         the same, for an event that is about to enter the log
 ├── AccessDenied           who asks may not do this
 ├── NotFound               there is no such completion, release, artifact or key
+├── CorruptEvent           an event's encrypted text differs from its key or envelope
 ├── CorruptArtifact        an artifact's bytes differ from its manifest, or a file is missing
+├── NotReviewed            a person must confirm rows of a dataset before it is trained on
 └── GateRefused            the gate refused a policy; `reasons` says why
 """
 
@@ -34,8 +36,23 @@ class NotFound(InstructloopError):
     """The thing that was named does not exist, or is not the caller's to see."""
 
 
+class CorruptEvent(InstructloopError):
+    """An event in the log is not what was written."""
+
+
 class CorruptArtifact(InstructloopError):
     """Stored bytes do not match their manifest."""
+
+
+class NotReviewed(InstructloopError):
+    """Rows of a dataset wait for a reviewer."""
+
+    def __init__(self, digest: str, waiting: int) -> None:
+        self.digest, self.waiting = digest, waiting
+        super().__init__(
+            f"{waiting} rows wait for a reviewer: "
+            f"instructloop dataset review {digest} --reviewer NAME"
+        )
 
 
 class GateRefused(InstructloopError):

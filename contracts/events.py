@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
+
 from contracts.errors import InvalidEvent
 from contracts.v1 import events_pb2 as pb
 
@@ -23,6 +25,23 @@ TOPIC_OF = {
     "release_change": "releases",
 }
 TOPICS = tuple(TOPIC_OF.values())
+
+# Fields of bodies, and of outputs, that are no text of a person's. Every other one is taken for
+# text, a new one as well.
+READABLE = frozenset(
+    "completion_id outputs output sampling release_id release_digest model source notice_version "
+    "groups score instruction_version seconds_spent state purposes erased transition reason".split()
+)
+READABLE_OF_OUTPUT = frozenset({"index", "finish_reason"})
+
+
+def _may_hold_text(body: str) -> bool:
+    kind = pb.Event.DESCRIPTOR.fields_by_name[body].message_type
+    return kind is not None and not {field.name for field in kind.fields} <= READABLE
+
+
+# Bodies that hold what people wrote or read.
+TEXT_BODIES = tuple(body for body in TOPIC_OF if _may_hold_text(body))
 
 MIN_RANKED, MAX_RANKED = 2, 9
 
@@ -99,7 +118,29 @@ def validate(event: pb.Event) -> None:
             raise InvalidEvent(name, "a non-empty string", "")
     if not event.HasField("time"):
         raise InvalidEvent("time", "a timestamp", "nothing")
-    _VALIDATE_BODY[topic_of(event)](getattr(event, event.WhichOneof("body")))
+    topic = topic_of(event)
+    if not event.HasField("sealed"):
+        _VALIDATE_BODY[topic](getattr(event, event.WhichOneof("body")))
+    elif event.WhichOneof("body") not in TEXT_BODIES:
+        raise InvalidEvent("sealed", "nothing, as the body has no text", topic)
+
+
+def without_text(event: pb.Event) -> pb.Event:
+    """A copy of the event in which nothing is left that a person wrote or read."""
+    bare = pb.Event()
+    bare.CopyFrom(event)
+    if (name := event.WhichOneof("body")) is not None:
+        _keep_only(getattr(bare, name), READABLE)
+    for output in bare.completion.outputs if name == "completion" else ():
+        _keep_only(output, READABLE_OF_OUTPUT)
+    bare.sealed.ClearField("text")
+    return bare
+
+
+def _keep_only(message: Message, fields: frozenset[str]) -> None:
+    for field, _ in message.ListFields():
+        if field.name not in fields:
+            message.ClearField(field.name)
 
 
 def ranks_of(ranking: pb.Ranking) -> dict[int, int]:

@@ -5,6 +5,8 @@
   never changes its offset.
 - `append` returns when the events are durable: neither kill -9 nor power loss takes them back.
   Appending an event whose id the topic already holds is a no-op, so a retry never counts twice.
+- Reading may leave out records, as those whose person erased them; it gives nothing only at the
+  partition's end.
 - Reading takes nothing away. A reader keeps its own position: the offset of the next event that it
   wants. Replay is reading from 0 again.
 - A consumer group's committed offset is the next offset that it wants after a restart; 0 if it
@@ -13,7 +15,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from contracts.v1 import events_pb2 as pb
 
@@ -63,6 +65,17 @@ class EventSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Erasing(Protocol):
+    """A log whose bytes can be made to leave it."""
+
+    def erase(self, user_id: str) -> int:
+        """Take all that the person wrote or read out of the log's files, and keep the events'
+        envelopes; returns how many events that were.
+        """
+        ...
+
+
 class Log(EventSink, EventSource, Protocol):
     """A log that can be written and read, as the embedded one."""
 
@@ -83,8 +96,13 @@ def follow(
             if not records:
                 break
             for record in records:
+                if record.offset >= end:
+                    break
                 positions[partition] = record.offset + 1
                 yield record
+            else:
+                continue
+            break
 
 
 def end_offsets(source: EventSource, topics: Iterable[str]) -> dict[str, dict[int, int]]:

@@ -84,6 +84,10 @@ class ReleaseRegistry:
         except FileNotFoundError:
             return None
 
+    def all(self) -> list[Release]:
+        """Every release that was published, in the order of their ids."""
+        return [self.get(file.stem) for file in sorted((self.root / "releases").glob("*.json"))]
+
     def history(self) -> list[str]:
         """Ids in the order in which they became current; the last one is current."""
         try:

@@ -25,7 +25,7 @@ from demo.raters import ceiling
 from demo.server import running
 from demo.tasks import base_text, demonstration, make_task
 from feedback import notice
-from feedback.log import open_log
+from feedback.vault import open_events
 from instructloop.config import RoundConfig, load_config
 from instructloop.loop import Loop, describe, first_release, publish, train_candidate
 from instructloop.report import write_report
@@ -95,7 +95,7 @@ def run_demo(seed: int, folder: Path, say: Say) -> dict[str, Any]:
 
     # 1-2. Demonstrations, base model and SFT policy: what the loop starts from.
     documents = list(base_text(random.Random(f"text:{seed}"), DOCUMENTS))
-    log = open_log(demo.config.log) if demo.stages.done("people") else _fresh_log(demo)
+    log = open_events(demo.config.log) if demo.stages.done("people") else _fresh_log(demo)
     loop = Loop(demo.config, log, log, demo.registry, demo.stages, documents, code_version())
     before = first_release(loop)
     if demo.registry.current_id() != before.id and not demo.stages.done("swap"):
@@ -161,9 +161,9 @@ def _fresh_log(demo: Demo) -> Log:
     """A log that holds the demonstrations only: what half a crowd said before an interruption is
     not counted.
     """
-    for leftover in [*demo.home.glob("log.db*"), *demo.home.glob("keys.db*")]:
+    for leftover in [*demo.home.glob("log.*"), *demo.home.glob("keys.db*")]:
         leftover.unlink()
-    log = open_log(demo.config.log)
+    log = open_events(demo.config.log)
     log.append(list(demonstration_events(demo.config.seed)))
     return log
 

@@ -1,8 +1,8 @@
 """The feedback service: consent and rankings over HTTP, and the Playground's pages. Wiring only."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +18,9 @@ from contracts.events import Stamper
 from contracts.log import EventSink, EventSource
 from contracts.v1 import events_pb2 as pb
 from feedback import notice
+from feedback.consent import PURPOSES, ConsentState
 from feedback.intake import Intake, Judgement
+from feedback.rights import Rights
 
 _STAMPER = Stamper("feedback")
 PAGES = Path(__file__).parent / "ui"
@@ -39,6 +41,10 @@ class ConsentRequest(BaseModel):
 
     granted: StrictBool
     notice_version: Text
+    # All where empty.
+    purposes: Annotated[tuple[Literal["training", "evaluation", "reading"], ...], Field()] = ()
+    # With granted=false: nobody can read again what was sent before.
+    erase: StrictBool = False
 
 
 class RankingRequest(BaseModel):
@@ -66,6 +72,7 @@ def create_app(
     authenticate: Authenticate,
     consent: ConsentReader,
     stamper: Stamper = _STAMPER,
+    rights: Rights | None = None,
 ) -> FastAPI:
     """Every API route asks `authenticate` itself.
 
@@ -82,21 +89,7 @@ def create_app(
 
     Who = Annotated[Principal, Depends(principal)]
 
-    @app.get("/v1/consent")
-    def get_consent(who: Who) -> dict[str, object]:
-        return _consent_object(who.user_id, consent.granted_notice(who.user_id))
-
-    @app.put("/v1/consent")
-    def put_consent(who: Who, body: ConsentRequest) -> dict[str, object]:
-        if body.granted and body.notice_version != notice.CURRENT.version:
-            expected = f"the current version, {notice.CURRENT.version}"
-            raise InvalidInput("notice_version", expected, body.notice_version)
-        wanted = body.notice_version if body.granted else None
-        if consent.granted_notice(who.user_id) != wanted:
-            state = pb.CONSENT_STATE_GRANTED if body.granted else pb.CONSENT_STATE_WITHDRAWN
-            change = pb.Consent(state=state, notice_version=body.notice_version)
-            sink.append([stamper.event(who.user_id, change)])
-        return _consent_object(who.user_id, wanted)
+    _add_consent(app, rights or Rights(sink, source, None, stamper), principal)
 
     @app.post("/v1/feedback/rankings")
     def post_ranking(
@@ -126,6 +119,38 @@ def create_app(
     return app
 
 
+def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principal]) -> None:
+    """What the caller agreed to and takes back, what became of their data, and all of it."""
+    Who = Annotated[Principal, Depends(principal)]
+
+    @app.get("/v1/consent")
+    def get_consent(who: Who) -> dict[str, object]:
+        return _consent_object(who.user_id, rights.state(who.user_id))
+
+    @app.put("/v1/consent")
+    def put_consent(who: Who, body: ConsentRequest) -> dict[str, object]:
+        if body.granted and body.notice_version != notice.CURRENT.version:
+            expected = f"the current version, {notice.CURRENT.version}"
+            raise InvalidInput("notice_version", expected, body.notice_version)
+        if body.granted and body.erase:
+            raise InvalidInput("erase", "false where consent is granted", True)
+        state = rights.state(who.user_id)
+        named: Collection[str] = body.purposes or PURPOSES
+        if not body.granted and (body.erase or set(named) & set(state.purposes)):
+            rights.withdraw(who.user_id, body.purposes, erase=body.erase)
+        elif body.granted and not state.has(body.notice_version, named):
+            rights.grant(who.user_id, body.notice_version, body.purposes)
+        return _consent_object(who.user_id, rights.state(who.user_id))
+
+    @app.get("/v1/consent/report")
+    def get_report(who: Who) -> dict[str, Any]:
+        return rights.report(who.user_id)
+
+    @app.get("/v1/consent/export")
+    def get_export(who: Who) -> dict[str, Any]:
+        return rights.export(who.user_id)
+
+
 class _Pages(StaticFiles):
     """The packed pages, and nothing that they did not bring may run in them."""
 
@@ -135,12 +160,13 @@ class _Pages(StaticFiles):
         return response
 
 
-def _consent_object(user_id: str, granted: str | None) -> dict[str, object]:
+def _consent_object(user_id: str, state: ConsentState) -> dict[str, object]:
     return {
         "object": "consent",
         "user_id": user_id,
-        "granted": granted is not None,
-        "notice_version": granted,
+        "granted": state.granted is not None,
+        "notice_version": state.granted,
+        "purposes": state.purposes,
         "notice": {"version": notice.CURRENT.version, "text": notice.CURRENT.text},
     }
 

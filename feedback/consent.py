@@ -1,16 +1,24 @@
-"""Folds consent events into what may be used, withdrawals included."""
+"""Folds consent events into what may be used for which purpose, withdrawals included."""
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contracts.log import EventSource, Record, follow
 from contracts.v1 import events_pb2 as pb
 
+# Name, as settings and requests say it, to purpose. Data is kept for the first two; the third says
+# who may see it.
+PURPOSES: Mapping[str, "pb.Purpose"] = {
+    "training": pb.PURPOSE_TRAINING,
+    "evaluation": pb.PURPOSE_EVALUATION,
+    "reading": pb.PURPOSE_READING,
+}
+
 
 @dataclass(frozen=True)
-class ConsentState:
-    """Where one person stands."""
+class Standing:
+    """Where one person stands on one purpose."""
 
     # The notice that is agreed to now; None where nothing is.
     granted: str | None = None
@@ -29,14 +37,43 @@ class ConsentState:
         return self.granted is None or given_at <= self.withdrawn_at
 
 
+@dataclass(frozen=True)
+class ConsentState:
+    """Where one person stands on every purpose. The fields are the names in PURPOSES."""
+
+    training: Standing = Standing()
+    evaluation: Standing = Standing()
+    reading: Standing = Standing()
+
+    @classmethod
+    def on_all(cls, standing: Standing) -> "ConsentState":
+        return cls(standing, standing, standing)
+
+    @property
+    def granted(self) -> str | None:
+        """The notice under which what comes may be kept: for training, else for evaluation."""
+        return self.training.granted or self.evaluation.granted
+
+    def has(self, notice_version: str, purposes: Iterable[str]) -> bool:
+        """Whether all of these are granted under this very notice."""
+        return all(getattr(self, name).granted == notice_version for name in purposes)
+
+    @property
+    def purposes(self) -> list[str]:
+        """What is granted now."""
+        return [name for name in PURPOSES if getattr(self, name).granted is not None]
+
+
 UNKNOWN = ConsentState()
 
 
 def after(state: ConsentState, event: pb.Event) -> ConsentState:
     """The state after one more consent event of the same person."""
-    if event.consent.state == pb.CONSENT_STATE_GRANTED:
-        return ConsentState(event.consent.notice_version, state.withdrawn_at)
-    return ConsentState(None, event.time.ToNanoseconds() / 1e9)
+    consent = event.consent
+    said = [n for n, p in PURPOSES.items() if not consent.purposes or p in consent.purposes]
+    at = event.time.ToNanoseconds() / 1e9
+    changed = {name: _after(getattr(state, name), consent, at) for name in said}
+    return replace(state, **changed)
 
 
 def fold(records: Iterable[Record]) -> Mapping[str, ConsentState]:
@@ -56,9 +93,18 @@ class ConsentLedger:
         self._lock = threading.Lock()
 
     def granted_notice(self, user_id: str) -> str | None:
+        return self.state(user_id).granted
+
+    def state(self, user_id: str) -> ConsentState:
         with self._lock:
             _fold_into(self._states, follow(self._source, "consents", self._positions))
-            return self._states.get(user_id, UNKNOWN).granted
+            return self._states.get(user_id, UNKNOWN)
+
+
+def _after(standing: Standing, consent: pb.Consent, at: float) -> Standing:
+    if consent.state == pb.CONSENT_STATE_GRANTED:
+        return replace(standing, granted=consent.notice_version)
+    return Standing(None, at)
 
 
 def _fold_into(states: dict[str, ConsentState], records: Iterable[Record]) -> None:

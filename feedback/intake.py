@@ -106,13 +106,13 @@ class _Rankings:
         self._positions: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def digest(self, event_id: str) -> bytes:
-        """The digest for an id that the log holds."""
+    def digest(self, event_id: str) -> bytes | None:
+        """The digest for an id that the log holds; None where its person erased it."""
         with self._lock:
             if event_id not in self._known:
                 for record in follow(self._source, "rankings", self._positions):
                     self._known[record.event.id] = _digest(record.event.ranking)
-            return self._known[event_id]
+            return self._known.get(event_id)
 
 
 def _ranking(judgement: Judgement, notice: str) -> pb.Ranking:

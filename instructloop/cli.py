@@ -8,24 +8,17 @@ from typing import Annotated
 import typer
 
 from contracts.errors import InstructloopError
+from instructloop import cli_consent, cli_dataset, cli_vault
+from instructloop.options import KEYS, LOG, REGISTRY, Data, Keys, Log, Registry
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 keys = typer.Typer(no_args_is_help=True, help="API keys: who may ask.")
-consent = typer.Typer(no_args_is_help=True, help="Who agreed that their data is used.")
-dataset = typer.Typer(no_args_is_help=True, help="Datasets: what a model learned from.")
 release = typer.Typer(no_args_is_help=True, help="Releases: what is served, and what was before.")
 app.add_typer(keys, name="keys")
-app.add_typer(consent, name="consent")
-app.add_typer(dataset, name="dataset")
+app.add_typer(cli_consent.app, name="consent")
+app.add_typer(cli_dataset.app, name="dataset")
+app.add_typer(cli_vault.app, name="vault")
 app.add_typer(release, name="release")
-
-Log = Annotated[str, typer.Option(envvar="INSTRUCTLOOP_LOG", help="Where events are.")]
-Registry = Annotated[Path, typer.Option(envvar="INSTRUCTLOOP_REGISTRY", help="Folder of releases.")]
-Keys = Annotated[Path, typer.Option(envvar="INSTRUCTLOOP_KEYS", help="File of API keys.")]
-Data = Annotated[Path | None, typer.Option(envvar="INSTRUCTLOOP_DATA", help="Data folder.")]
-
-LOG = "sqlite:///instructloop-data/log.db"
-REGISTRY, KEYS = Path("instructloop-data/registry"), Path("instructloop-data/keys.db")
 
 
 @app.command()
@@ -89,27 +82,6 @@ def revoke_key(key_id: str, keys: Keys = KEYS) -> None:
     KeyStore(keys).revoke(key_id)
 
 
-@consent.command("show")
-def show_consent(user: Annotated[str, typer.Option()], log: Log = LOG) -> None:
-    """Print the notice version that the person agreed to, or none."""
-    from feedback.consent import ConsentLedger
-    from feedback.log import open_log
-
-    typer.echo(ConsentLedger(open_log(log)).granted_notice(user) or "none")
-
-
-@consent.command("withdraw")
-def withdraw_consent(user: Annotated[str, typer.Option()], log: Log = LOG) -> None:
-    """Take back the person's agreement: nothing of theirs is in the next dataset."""
-    from contracts.events import Stamper
-    from contracts.v1 import events_pb2 as pb
-    from feedback import notice
-    from feedback.log import open_log
-
-    body = pb.Consent(state=pb.CONSENT_STATE_WITHDRAWN, notice_version=notice.CURRENT.version)
-    open_log(log).append([Stamper("cli").event(user, body)])
-
-
 @app.command("import")
 def import_(
     format: Annotated[str, typer.Argument(help="e2e, rankme, hh, oasst or alpaca")],
@@ -118,40 +90,14 @@ def import_(
 ) -> None:
     """Read a public file of demonstrations or rankings into the log."""
     from feedback.importers import import_file
-    from feedback.log import open_log
+    from feedback.vault import open_events
 
-    report = import_file(format, path, open_log(log))
+    report = import_file(format, path, open_events(log))
     for bad in report.malformed:
         typer.echo(str(bad), err=True)
     typer.echo(
         f"{report.rows} rows imported as {report.events} events, {len(report.malformed)} malformed"
     )
-
-
-@dataset.command("build")
-def build(log: Log = LOG, registry: Registry = REGISTRY) -> None:
-    """Build the dataset of every event so far and print its digest."""
-    from contracts.release import ReleaseRegistry
-    from feedback.dataset.build import build_dataset
-    from feedback.dataset.rules import RuleSettings
-    from feedback.log import open_log
-    from instructloop.version import code_version
-
-    typer.echo(
-        build_dataset(
-            open_log(log), ReleaseRegistry(registry).artifacts, RuleSettings(), code_version()
-        )
-    )
-
-
-@dataset.command("show")
-def show(digest: str, registry: Registry = REGISTRY) -> None:
-    """Print a dataset's manifest: event range, rules with counts, rows, people."""
-    from contracts.dataset import MANIFEST
-    from contracts.release import ReleaseRegistry
-
-    folder = ReleaseRegistry(registry).artifacts.path(digest)
-    typer.echo((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 @release.command("list")

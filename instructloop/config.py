@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.errors import InvalidInput
-from feedback.dataset.rules import RuleSettings
+from feedback.dataset.settings import RuleSettings
 from training.config import (
     EvaluationConfig,
     GateConfig,

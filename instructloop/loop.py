@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from contracts.dataset import MANIFEST, DatasetManifest
-from contracts.errors import GateRefused, InvalidInput
+from contracts.errors import GateRefused, InvalidInput, NotReviewed
 from contracts.events import Stamper
 from contracts.log import EventSink, EventSource
 from contracts.release import Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
+from feedback.dataset.review import Reviews
 from instructloop.config import RoundConfig
 from instructloop.stages import Stages
 from instructloop.text import hold_out
@@ -160,7 +161,18 @@ def _parent(loop: Loop) -> Release:
 
 
 def _dataset(loop: Loop) -> str:
-    return build_dataset(loop.source, loop.registry.artifacts, loop.config.rules, loop.code_version)
+    """What may be used of what people said. Raises NotReviewed where a person must look first."""
+    reviews = Reviews(loop.registry)
+    digest = build_dataset(
+        loop.source,
+        loop.registry.artifacts,
+        loop.config.rules,
+        loop.code_version,
+        decisions=reviews.decisions(),
+    )
+    if waiting := reviews.waiting(digest):
+        raise NotReviewed(digest, len(waiting))
+    return digest
 
 
 def _rows(loop: Loop, digest: str, name: Any, split: Any = "train") -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from contracts.errors import GateRefused
 from contracts.release import ReleaseRegistry
 from feedback.importers import import_file
-from feedback.log import open_log
+from feedback.vault import open_events
 from instructloop.config import RoundConfig
 from instructloop.loop import Loop, dataset_manifest, first_release, one_round, ppo_figures
 from instructloop.report import write_report
@@ -31,7 +31,7 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
     version = code_version()
     identity = {"config": config.model_dump(mode="json"), "code": version}
     stages = Stages(config.run / STAGES, identity, say)
-    log = open_log(config.log)
+    log = open_events(config.log)
     for wanted in config.imports:
         found = import_file(wanted.format, Path(wanted.path), log)
         say(

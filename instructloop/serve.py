@@ -4,6 +4,7 @@ import datetime as dt
 import logging
 import secrets
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
 from feedback.consent import ConsentLedger
-from feedback.log import open_log
+from feedback.rights import Rights
+from feedback.vault import open_events
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
-from serving.engine import VllmEngine
+from serving.engine import Engine, VllmEngine
 from serving.settings import Settings
 
 
@@ -30,31 +32,57 @@ class Place:
     keys: Path
 
 
-def create_app(place: Place, settings: Settings) -> FastAPI:
-    """Completions, feedback and the Playground as one application."""
-    events = open_log(place.log)
+def create_app(place: Place, settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """Completions, feedback and the Playground as one application, on vLLM by default."""
+    events = open_events(place.log)
     consent = ConsentLedger(events)
+    registry = ReleaseRegistry(place.registry)
     authenticate = KeyStore(place.keys).authenticate
     app = create_serving(
         settings,
-        VllmEngine(settings.engine_options()),
+        engine or VllmEngine(settings.engine_options()),
         events,
-        ReleaseRegistry(place.registry),
+        registry,
         authenticate,
         consent,
     )
-    app.mount(
-        "/", create_feedback(sink=events, source=events, authenticate=authenticate, consent=consent)
+    feedback = create_feedback(
+        sink=events,
+        source=events,
+        authenticate=authenticate,
+        consent=consent,
+        rights=Rights(events, events, registry),
     )
+    app.mount("/", feedback)
     return app
 
 
 def serve(place: Place, settings: Settings, host: str, port: int) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    hide_messages_of_exceptions()
     uvicorn.run(
         create_app(place, settings), host=host, port=port, log_level="warning", access_log=False
     )
+
+
+def hide_messages_of_exceptions() -> None:
+    """From now on a logged exception says its type and where it was raised, not its message: that
+    may hold what a person sent.
+    """
+    hide = _Hide()
+    logging.getLogger("uvicorn.error").addFilter(hide)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(hide)
+
+
+class _Hide(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            record.exc_info, record.exc_text = None, f"{frames}{type(error).__name__}"
+        return True
 
 
 def key_for_newcomer(place: Place) -> str:

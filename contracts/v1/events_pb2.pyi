@@ -24,6 +24,13 @@ class ConsentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONSENT_STATE_GRANTED: _ClassVar[ConsentState]
     CONSENT_STATE_WITHDRAWN: _ClassVar[ConsentState]
 
+class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
+    PURPOSE_TRAINING: _ClassVar[Purpose]
+    PURPOSE_EVALUATION: _ClassVar[Purpose]
+    PURPOSE_READING: _ClassVar[Purpose]
+
 class ReleaseTransition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RELEASE_TRANSITION_UNSPECIFIED: _ClassVar[ReleaseTransition]
@@ -39,6 +46,10 @@ SOURCE_IMPORT: Source
 CONSENT_STATE_UNSPECIFIED: ConsentState
 CONSENT_STATE_GRANTED: ConsentState
 CONSENT_STATE_WITHDRAWN: ConsentState
+PURPOSE_UNSPECIFIED: Purpose
+PURPOSE_TRAINING: Purpose
+PURPOSE_EVALUATION: Purpose
+PURPOSE_READING: Purpose
 RELEASE_TRANSITION_UNSPECIFIED: ReleaseTransition
 RELEASE_TRANSITION_PUBLISHED: ReleaseTransition
 RELEASE_TRANSITION_SWAPPED_IN: ReleaseTransition
@@ -46,12 +57,13 @@ RELEASE_TRANSITION_ROLLED_BACK: ReleaseTransition
 RELEASE_TRANSITION_REFUSED: ReleaseTransition
 
 class Event(_message.Message):
-    __slots__ = ("id", "schema_version", "time", "producer", "user_id", "completion", "ranking", "demonstration", "consent", "release_change")
+    __slots__ = ("id", "schema_version", "time", "producer", "user_id", "sealed", "completion", "ranking", "demonstration", "consent", "release_change")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
     DEMONSTRATION_FIELD_NUMBER: _ClassVar[int]
@@ -62,12 +74,21 @@ class Event(_message.Message):
     time: _timestamp_pb2.Timestamp
     producer: str
     user_id: str
+    sealed: Sealed
     completion: Completion
     ranking: Ranking
     demonstration: Demonstration
     consent: Consent
     release_change: ReleaseChange
-    def __init__(self, id: _Optional[str] = ..., schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., user_id: _Optional[str] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., release_change: _Optional[_Union[ReleaseChange, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., user_id: _Optional[str] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., release_change: _Optional[_Union[ReleaseChange, _Mapping]] = ...) -> None: ...
+
+class Sealed(_message.Message):
+    __slots__ = ("key_id", "text")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    text: bytes
+    def __init__(self, key_id: _Optional[str] = ..., text: _Optional[bytes] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -191,12 +212,16 @@ class Demonstration(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., response: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Consent(_message.Message):
-    __slots__ = ("state", "notice_version")
+    __slots__ = ("state", "notice_version", "purposes", "erased")
     STATE_FIELD_NUMBER: _ClassVar[int]
     NOTICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PURPOSES_FIELD_NUMBER: _ClassVar[int]
+    ERASED_FIELD_NUMBER: _ClassVar[int]
     state: ConsentState
     notice_version: str
-    def __init__(self, state: _Optional[_Union[ConsentState, str]] = ..., notice_version: _Optional[str] = ...) -> None: ...
+    purposes: _containers.RepeatedScalarFieldContainer[Purpose]
+    erased: bool
+    def __init__(self, state: _Optional[_Union[ConsentState, str]] = ..., notice_version: _Optional[str] = ..., purposes: _Optional[_Iterable[_Union[Purpose, str]]] = ..., erased: _Optional[bool] = ...) -> None: ...
 
 class ReleaseChange(_message.Message):
     __slots__ = ("release_id", "release_digest", "transition", "reason")

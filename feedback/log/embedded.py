@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contracts.errors import InvalidInput
-from contracts.events import TOPICS, topic_of, validate
+from contracts.events import TEXT_BODIES, TOPIC_OF, TOPICS, topic_of, validate, without_text
 from contracts.log import Record
 from contracts.v1 import events_pb2 as pb
 
@@ -49,6 +49,10 @@ _READ = (
 _COMMIT = (
     "INSERT INTO committed VALUES (?, ?, ?, ?)"
     " ON CONFLICT (consumers, topic, partition) DO UPDATE SET offset = excluded.offset"
+)
+_MENTIONS = (
+    "SELECT rowid, event FROM events WHERE topic = ? AND rowid > ?"
+    " AND instr(event, CAST(? AS BLOB)) ORDER BY rowid LIMIT ?"
 )
 _COMMITTED = "SELECT offset FROM committed WHERE consumers = ? AND topic = ? AND partition = ?"
 
@@ -105,6 +109,28 @@ class EmbeddedLog:
             row = self._reader.execute(_COMMITTED, (group, topic, partition)).fetchone()
         return int(row[0]) if row else 0
 
+    def erase(self, user_id: str) -> int:
+        """contracts.log.Erasing: the bytes are zeroed in the database and gone from its WAL."""
+        done = 0
+        for topic in (TOPIC_OF[body] for body in TEXT_BODIES):
+            after = 0
+            while rows := self._mentions(topic, after, user_id):
+                mine = [(at, e) for at, e in rows if e.user_id == user_id]
+                with self._transaction() as db:
+                    db.executemany("UPDATE events SET event = ? WHERE rowid = ?", _bare(mine))
+                done += len(mine)
+                after = rows[-1][0]
+        with self._write_lock:
+            busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise TimeoutError("erased, but a reader holds the old bytes in the log: erase again")
+        return done
+
+    def _mentions(self, topic: str, after: int, user_id: str) -> list[tuple[int, pb.Event]]:
+        with self._read_lock:
+            rows = self._reader.execute(_MENTIONS, (topic, after, user_id, 500)).fetchall()
+        return [(at, pb.Event.FromString(blob)) for at, blob in rows]
+
     def close(self) -> None:
         with self._write_lock, self._read_lock:
             self._reader.close()
@@ -128,7 +154,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA secure_delete = ON")
     return db
+
+
+def _bare(rows: Sequence[tuple[int, pb.Event]]) -> Iterator[tuple[bytes, int]]:
+    for at, event in rows:
+        bare = without_text(event)
+        bare.sealed.SetInParent()  # says that there was a text
+        yield bare.SerializeToString(deterministic=True), at
 
 
 @contextmanager

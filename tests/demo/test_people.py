@@ -69,7 +69,9 @@ def test_who_opts_in_is_recorded_and_ranks() -> None:
     assert all(e.recorded and not e.failure and e.seconds > 0 for e in record.exchanges)
     assert record.releases == {"r0001-aaaa"}
     assert record.refusals == []
-    assert all(4 <= body["n"] <= 6 and body["temperature"] == TEMPERATURE for body in service.requests)
+    assert all(
+        4 <= body["n"] <= 6 and body["temperature"] == TEMPERATURE for body in service.requests
+    )
     assert len({body["seed"] for body in service.requests}) == 4
     assert len(set(service.idempotency_keys)) == len(service.rankings) == 4
     for asked, ranking, judged in zip(

@@ -82,15 +82,57 @@ def test_a_person_agrees_and_withdraws(client: TestClient, log: Log) -> None:
         "user_id": "ann",
         "granted": False,
         "notice_version": None,
+        "purposes": [],
         "notice": {"version": "1", "text": notice.CURRENT.text},
     }
     agreed = client.put("/v1/consent", headers=ANN, json={"granted": True, "notice_version": "1"})
-    assert agreed.json() == shown | {"granted": True, "notice_version": "1"}
+    everything = ["training", "evaluation", "reading"]
+    assert agreed.json() == shown | {"granted": True, "notice_version": "1", "purposes": everything}
     assert client.get("/v1/consent", headers=ANN).json() == agreed.json()
     assert client.get("/v1/consent", headers=BOB).json()["granted"] is False
     left = client.put("/v1/consent", headers=ANN, json={"granted": False, "notice_version": "1"})
     assert left.json() == client.get("/v1/consent", headers=ANN).json() == shown
     assert [r.event.consent.state for r in log.read("consents", 0, 0, 9)] == [1, 2]
+
+
+def test_purposes_can_be_granted_and_withdrawn_one_by_one(client: TestClient, log: Log) -> None:
+    some = {"granted": True, "notice_version": "1", "purposes": ["training", "reading"]}
+    assert client.put("/v1/consent", headers=ANN, json=some).json()["purposes"] == some["purposes"]
+    less = {"granted": False, "notice_version": "1", "purposes": ["training"]}
+    left = client.put("/v1/consent", headers=ANN, json=less).json()
+    assert (left["granted"], left["purposes"]) == (False, ["reading"])
+    client.put("/v1/consent", headers=ANN, json=less)
+    assert log.end_offset("consents", 0) == 2
+
+
+def test_a_person_learns_what_is_held_and_what_was_made_of_it(client: TestClient, log: Log) -> None:
+    log.append([consent("ann"), consent("bob"), completion("ann", "c1", "mine")])
+    log.append([completion("bob", "c2", "not hers")])
+    report = client.get("/v1/consent/report", headers=ANN).json()
+    assert (report["user_id"], report["datasets"], report["served"]) == ("ann", [], None)
+    held = client.get("/v1/consent/export", headers=ANN).json()
+    assert [e["completion"]["prompt"]["text"] for e in held["events"]["completions"]] == ["mine"]
+    assert len(held["events"]["consents"]) == 1
+    assert "not hers" not in str(held)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"granted": True, "notice_version": "1", "erase": True}, "erase"),
+        (
+            {"granted": False, "notice_version": "1", "erase": True, "purposes": ["reading"]},
+            "erase",
+        ),
+        ({"granted": True, "notice_version": "1", "purposes": ["fun"]}, "purposes.0"),
+    ],
+)
+def test_a_consent_that_makes_no_sense_is_refused(
+    client: TestClient, log: Log, body: dict[str, object], param: str
+) -> None:
+    response = client.put("/v1/consent", headers=ANN, json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert log.end_offset("consents", 0) == 0
 
 
 def test_saying_the_same_again_writes_nothing(client: TestClient, log: Log) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from contracts.log import Log, follow
-from feedback.consent import ConsentLedger, ConsentState, fold
+from contracts.v1 import events_pb2 as pb
+from feedback.consent import ConsentLedger, ConsentState, Standing, fold
 from feedback.log import open_log
 from tests.feedback.samples import consent
 
@@ -50,22 +51,37 @@ def test_fold_keeps_the_time_of_the_last_withdrawal(log: Log) -> None:
         ]
     )
     assert fold(follow(log, "consents", {})) == {
-        "ann": ConsentState(granted="1", withdrawn_at=5.0),
-        "bob": ConsentState(granted=None, withdrawn_at=7.0),
+        "ann": ConsentState.on_all(Standing(granted="1", withdrawn_at=5.0)),
+        "bob": ConsentState.on_all(Standing(granted=None, withdrawn_at=7.0)),
     }
 
 
 @pytest.mark.parametrize(
     ("state", "given_at", "allowed"),
     [
-        (ConsentState(), 3.0, False),
-        (ConsentState(granted="1"), 3.0, True),
-        (ConsentState(granted=None, withdrawn_at=5.0), 6.0, False),
-        (ConsentState(granted="1", withdrawn_at=5.0), 5.0, False),
-        (ConsentState(granted="1", withdrawn_at=5.0), 5.1, True),
+        (Standing(), 3.0, False),
+        (Standing(granted="1"), 3.0, True),
+        (Standing(granted=None, withdrawn_at=5.0), 6.0, False),
+        (Standing(granted="1", withdrawn_at=5.0), 5.0, False),
+        (Standing(granted="1", withdrawn_at=5.0), 5.1, True),
     ],
 )
 def test_what_was_given_before_a_withdrawal_stays_out(
-    state: ConsentState, given_at: float, allowed: bool
+    state: Standing, given_at: float, allowed: bool
 ) -> None:
     assert state.allows(given_at) is allowed
+
+
+def test_purposes_are_granted_and_withdrawn_on_their_own(log: Log) -> None:
+    ledger = ConsentLedger(log)
+    some = consent("ann", at=1)
+    some.consent.purposes.extend([pb.PURPOSE_TRAINING, pb.PURPOSE_READING])
+    log.append([some])
+    assert ledger.state("ann").purposes == ["training", "reading"]
+    less = consent("ann", granted=False, at=5)
+    less.consent.purposes.append(pb.PURPOSE_TRAINING)
+    log.append([less])
+    state = ledger.state("ann")
+    assert state == ConsentState(Standing(None, 5.0), Standing(), Standing("1"))
+    # Nothing is kept only to be read.
+    assert (state.purposes, ledger.granted_notice("ann")) == (["reading"], None)

@@ -10,7 +10,7 @@ from contracts.dataset import PPO_COLUMNS, RM_COLUMNS, SFT_COLUMNS, DatasetManif
 from contracts.log import Log
 from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
-from feedback.dataset.rules import RuleSettings
+from feedback.dataset.settings import RuleSettings
 from feedback.log import open_log
 from tests.feedback.samples import completion, consent, demonstration, number, ranking
 
@@ -58,7 +58,14 @@ def one_round(log: Log) -> None:
 def test_events_become_rows_of_three_sets(log: Log, store: ArtifactStore) -> None:
     one_round(log)
     _, sets = build(log, store)
-    prompt = {"messages": [], "use_case": "", "split": "train"}
+    prompt = {
+        "messages": [],
+        "use_case": "other",
+        "use_case_by": "classifier",
+        "language": "en",
+        "masked": [],
+        "split": "train",
+    }
     assert sets["rm"][0] == prompt | {
         "id": number(3),
         "user_id": "ann",
@@ -69,6 +76,7 @@ def test_events_become_rows_of_three_sets(log: Log, store: ArtifactStore) -> Non
         "finished": [True, True, True],
         "ranks": [0, 1, 0],
         "release_id": "r0001-test",
+        "annotations": [],
     }
     assert (sets["rm"][1]["finished"], sets["rm"][1]["ranks"]) == ([False, False], [1, 0])
     assert sets["sft"] == [

@@ -1,0 +1,150 @@
+"""SealedLog: between producers, consumers and any log; the log only ever holds ciphertext of texts.
+
+What stays readable in the log: ids, times, sources, notices, the outputs' number and how they
+ended, rankings' order, release ids. Consents and releases hold no text and pass as they are.
+"""
+
+import math
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from contracts.errors import CorruptEvent, InvalidInput
+from contracts.events import TEXT_BODIES, validate, without_text
+from contracts.log import Erasing, Log, Record
+from contracts.v1 import events_pb2 as pb
+from feedback.vault.keys import KeyVault
+from feedback.vault.master import KEY_BYTES, NONCE_BYTES
+
+
+class SealedLog:
+    """contracts.log.Log over another one. Records that nobody can read any more are left out.
+
+    `unreadable` counts them, by topic, each time that they are met.
+    """
+
+    def __init__(self, log: Log, vault: KeyVault) -> None:
+        self.inner, self.vault = log, vault
+        self.unreadable = Counter[str]()
+
+    def append(self, events: Sequence[pb.Event]) -> None:
+        for event in events:
+            validate(event)
+        if agreeing := _agreeing(events):
+            self.vault.readmit(agreeing)
+        keys = self.vault.keys_for({e.user_id for e in events if _has_text(e)})
+        self.inner.append([_seal(e, keys) for e in events])
+
+    def partitions(self, topic: str) -> int:
+        return self.inner.partitions(topic)
+
+    def end_offset(self, topic: str, partition: int) -> int:
+        return self.inner.end_offset(topic, partition)
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        while records := self.inner.read(topic, partition, offset, limit):
+            if opened := self._open(records):
+                return opened
+            offset = records[-1].offset + 1
+        return []
+
+    def commit(self, group: str, topic: str, partition: int, offset: int) -> None:
+        self.inner.commit(group, topic, partition, offset)
+
+    def committed(self, group: str, topic: str, partition: int) -> int:
+        return self.inner.committed(group, topic, partition)
+
+    def erase(self, user_id: str) -> None:
+        """Nobody can read the person's texts again: the key is gone from now on, and where the log
+        can, so are the bytes.
+        """
+        self.vault.erase(user_id)
+        if isinstance(self.inner, Erasing):
+            self.inner.erase(user_id)
+
+    def close(self) -> None:
+        self.inner.close()
+        self.vault.close()
+
+    def _open(self, records: Sequence[Record]) -> list[Record]:
+        keys = self.vault.keys_named({r.event.sealed.key_id for r in records} - {""})
+        # Asked only where it matters: without a key, or from before there were keys.
+        unsure = any(_has_text(r.event) and r.event.sealed.key_id not in keys for r in records)
+        erased = self.vault.erased_at() if unsure else {}
+        opened = [
+            Record(r.topic, r.partition, r.offset, event)
+            for r in records
+            if (event := self._opened(r.event, keys, erased)) is not None
+        ]
+        if hidden := len(records) - len(opened):
+            self.unreadable[records[0].topic] += hidden
+        return opened
+
+    def _opened(
+        self, event: pb.Event, keys: Mapping[str, bytes], erased: Mapping[str, float]
+    ) -> pb.Event | None:
+        """The event as it was appended; None where its person erased it."""
+        if not _has_text(event):
+            return event
+        if not event.HasField("sealed"):  # written before there were keys
+            gone = event.time.ToNanoseconds() / 1e9 <= erased.get(event.user_id, -math.inf)
+            return None if gone else event
+        if not event.sealed.text or not event.sealed.key_id:
+            return None
+        key = keys.get(event.sealed.key_id)
+        if key is not None:
+            return _unsealed(event, key)
+        if event.user_id in erased:
+            return None
+        raise InvalidInput(
+            "vault",
+            f"the one that this log was written with; {self.vault.path} lacks keys",
+            event.id,
+        )
+
+
+def _has_text(event: pb.Event) -> bool:
+    return event.WhichOneof("body") in TEXT_BODIES
+
+
+def _agreeing(events: Iterable[pb.Event]) -> set[str]:
+    granted = pb.CONSENT_STATE_GRANTED
+    return {e.user_id for e in events if e.HasField("consent") and e.consent.state == granted}
+
+
+def _seal(event: pb.Event, keys: Mapping[str, tuple[str, bytes]]) -> pb.Event:
+    """The event with its whole body encrypted and, in clear, only what is no text.
+
+    For who erased everything and did not agree again the key is thrown away at once.
+    """
+    name = event.WhichOneof("body")
+    if name is None or not _has_text(event):
+        return event
+    key_id, key = keys.get(event.user_id, ("", secrets.token_bytes(KEY_BYTES)))
+    body = getattr(event, name)
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    said = body.SerializeToString(deterministic=True)
+    sealed = without_text(event)
+    sealed.sealed.key_id = key_id
+    sealed.sealed.text = nonce + AESGCM(key).encrypt(nonce, said, _context(sealed))
+    return sealed
+
+
+def _unsealed(event: pb.Event, key: bytes) -> pb.Event:
+    text = event.sealed.text
+    try:
+        said = AESGCM(key).decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], _context(event))
+    except InvalidTag:
+        raise CorruptEvent(f"event {event.id}: its text fits neither key nor envelope") from None
+    plain = pb.Event()
+    plain.CopyFrom(event)
+    plain.ClearField("sealed")
+    getattr(plain, plain.WhichOneof("body") or "").ParseFromString(said)
+    return plain
+
+
+def _context(event: pb.Event) -> bytes:
+    return f"{event.id}\0{event.user_id}\0{event.sealed.key_id}".encode()

@@ -1,0 +1,43 @@
+"""The whole service on an engine that repeats, or fails with, what it was asked. Run as a process.
+
+python -m tests.e2e.marker_server FOLDER PORT
+"""
+
+import logging
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import uvicorn
+
+from instructloop.serve import Place, create_app, hide_messages_of_exceptions
+from serving.engine import Body, Kind
+from serving.settings import Settings
+from tests.fakes import FakeEngine
+
+
+def place(folder: Path) -> Place:
+    return Place(f"sqlite:///{folder}/log.db", folder / "registry", folder / "keys.db")
+
+
+class RepeatingEngine(FakeEngine):
+    """Every word of an answer is the prompt; a prompt that asks it to fail raises with it."""
+
+    said = ""
+
+    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+        self.said = str(body.get("prompt") or body["messages"][-1]["content"])
+        if "please fail" in self.said:
+            raise RuntimeError(f"cannot answer {self.said}")
+        return await super().answer(kind, body)
+
+    def _word(self, token: int) -> str:
+        return f"{self.said} "
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.DEBUG)
+    hide_messages_of_exceptions()
+    settings = Settings(release_poll_s=0.05)
+    app = create_app(place(Path(sys.argv[1])), settings, RepeatingEngine())
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), access_log=False)

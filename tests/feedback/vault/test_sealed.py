@@ -1,0 +1,259 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from contracts.errors import CorruptEvent, InvalidEvent, InvalidInput
+from contracts.events import READABLE, TEXT_BODIES, topic_of, without_text
+from contracts.log import follow
+from contracts.v1 import events_pb2 as pb
+from feedback.log import open_log
+from feedback.vault import open_events
+from feedback.vault.keys import KeyVault
+from feedback.vault.master import LocalMasterKeys
+from feedback.vault.sealed import SealedLog
+from tests.fakes import MemorySink
+from tests.feedback.samples import completion, consent, demonstration, ranking
+
+MARKER = "the heron wades at dusk"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SealedLog]:
+    log = open_events(f"sqlite:///{tmp_path}/log.db")
+    yield log
+    log.close()
+
+
+def said(user: str) -> list[pb.Event]:
+    """One event of each kind that holds a text, with the marker in every place for one."""
+    asked = completion(user, f"c-{user}", MARKER, (MARKER, MARKER), metadata={"why": MARKER})
+    asked.completion.outputs[0].token_ids.extend([31337, 31338, 31339])
+    order = ranking(user, f"c-{user}")
+    order.ranking.metadata["why"] = MARKER
+    shown = demonstration(user, MARKER, MARKER)
+    shown.demonstration.metadata["why"] = MARKER
+    return [asked, order, shown]
+
+
+def read(log: SealedLog) -> list[pb.Event]:
+    topics = ("completions", "rankings", "demonstrations")
+    return [record.event for topic in topics for record in follow(log, topic, {})]
+
+
+def bytes_below(folder: Path) -> bytes:
+    return b"\0".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())
+
+
+def test_what_is_read_is_what_was_written(log: SealedLog) -> None:
+    events = [consent("ann"), *said("ann")]
+    log.append(events)
+    assert read(log) == events[1:]
+    assert [r.event for r in follow(log, "consents", {})] == events[:1]
+
+
+def test_no_text_reaches_the_log_under_it(log: SealedLog, tmp_path: Path) -> None:
+    log.append([consent("ann"), *said("ann")])
+    assert MARKER.encode() not in bytes_below(tmp_path)
+    for topic in ("completions", "rankings", "demonstrations"):
+        (record,) = log.inner.read(topic, 0, 0, 9)
+        assert record.event.sealed.key_id and MARKER not in str(record.event)
+    stored = log.inner.read("completions", 0, 0, 9)[0].event.completion
+    assert not any(output.token_ids for output in stored.outputs)
+
+
+def test_what_rules_and_consumers_need_stays_readable(log: SealedLog) -> None:
+    events = said("ann")
+    log.append(events)
+    stored = log.inner.read("completions", 0, 0, 9)[0].event
+    assert (stored.id, stored.user_id, stored.time) == (
+        events[0].id,
+        events[0].user_id,
+        events[0].time,
+    )
+    body = stored.completion
+    assert (body.completion_id, body.release_id, body.source) == ("c-ann", "r0001-test", 2)
+    assert [o.finish_reason for o in body.outputs] == ["stop", "stop"]
+    assert log.inner.read("rankings", 0, 0, 9)[0].event.ranking.groups
+
+
+def test_whatever_is_not_known_to_be_no_text_is_taken_out() -> None:
+    assert {"completion", "ranking", "demonstration"} <= set(TEXT_BODIES)
+    assert not {"consent", "release_change"} & set(TEXT_BODIES)
+    for event in said("ann"):
+        assert MARKER in str(event) and MARKER not in str(without_text(event))
+    assert not {"text", "prompt", "response", "metadata", "token_ids"} & READABLE
+
+
+def test_who_erased_is_skipped_counted_and_not_in_the_files(log: SealedLog, tmp_path: Path) -> None:
+    log.append([consent("ann"), consent("bob"), *said("ann"), *said("bob")])
+    log.erase("ann")
+    assert {e.user_id for e in read(log)} == {"bob"}
+    assert log.unreadable == {"completions": 1, "rankings": 1, "demonstrations": 1}
+    assert log.end_offset("completions", 0) == 2
+    erased = [e.event for e in log.inner.read("completions", 0, 0, 9) if e.event.user_id == "ann"]
+    assert [bool(e.sealed.text) for e in erased] == [False]
+
+
+def test_texts_from_before_there_were_keys_are_read_and_erased_from_the_files(
+    tmp_path: Path,
+) -> None:
+    plain = open_log(f"sqlite:///{tmp_path}/log.db")
+    plain.append([consent("ann"), *said("ann"), *said("bob")])
+    plain.close()
+    log = open_events(f"sqlite:///{tmp_path}/log.db")
+    assert {e.user_id for e in read(log)} == {"ann", "bob"}
+    log.erase("bob")
+    assert {e.user_id for e in read(log)} == {"ann"}
+    log.erase("ann")
+    assert read(log) == []
+    # While the log is open: nothing waits for a clean end.
+    assert MARKER.encode() not in bytes_below(tmp_path)
+    log.close()
+
+
+def test_a_log_that_cannot_take_bytes_back_hides_old_plain_texts_all_the_same(
+    tmp_path: Path,
+) -> None:
+    inner = open_log(f"sqlite:///{tmp_path}/log.db")
+    inner.append(said("ann"))
+
+    class OnlyAppends:
+        """As Kafka: what is in it stays."""
+
+        append, read, close = inner.append, inner.read, inner.close
+        partitions, end_offset = inner.partitions, inner.end_offset
+
+    vault = KeyVault(tmp_path / "v.db", LocalMasterKeys([b"k" * 32]))
+    log = SealedLog(OnlyAppends(), vault)  # type: ignore[arg-type]
+    log.erase("ann")
+    assert read(log) == []
+    log.close()
+
+
+def test_what_comes_after_an_erasure_is_unreadable_until_the_person_agrees_again(
+    log: SealedLog,
+) -> None:
+    log.append([consent("ann"), completion("ann", "c1", "old")])
+    log.erase("ann")
+    log.append([completion("ann", "c2", "was under way")])
+    assert read(log) == []
+    log.append([consent("ann"), completion("ann", "c3", "new")])
+    assert [e.completion.completion_id for e in read(log)] == ["c3"]
+
+
+def test_a_range_ends_where_it_ends_though_its_last_records_are_erased(log: SealedLog) -> None:
+    for user in ("ann", "bob", "bob", "ann"):
+        log.append([completion(user, f"c{log.end_offset('completions', 0)}")])
+    log.erase("bob")
+    upto = [r.offset for r in follow(log, "completions", {}, {0: 3})]
+    assert (upto, [r.offset for r in follow(log, "completions", {})]) == ([0], [0, 3])
+
+
+def test_an_event_moved_to_another_person_does_not_open(log: SealedLog) -> None:
+    log.append(said("ann"))
+    (record,) = log.inner.read("completions", 0, 0, 9)
+    forged = pb.Event()
+    forged.CopyFrom(record.event)
+    forged.id, forged.user_id = "0193a000-0000-7000-8000-000000000000", "eve"
+    log.inner.append([forged])
+    with pytest.raises(CorruptEvent, match="0193a000"):
+        log.read("completions", 0, 1, 9)
+
+
+def test_a_vault_of_another_log_is_an_error_and_no_erasure(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    log = open_events(url)
+    log.append(said("ann"))
+    log.close()
+    other = open_events(url, tmp_path / "other.db")
+    with pytest.raises(InvalidInput, match="lacks keys"):
+        read(other)
+    other.close()
+
+
+def test_an_invalid_event_is_refused_before_a_key_is_made(log: SealedLog) -> None:
+    wrong = completion("ann", "c1")
+    wrong.completion.ClearField("outputs")
+    with pytest.raises(InvalidEvent, match="outputs"):
+        log.append([wrong])
+    assert log.vault.keys_named(["x"]) == {} and read(log) == []
+
+
+def test_only_texts_may_be_sealed() -> None:
+    event = consent("ann")
+    event.sealed.key_id = "k"
+    with pytest.raises(InvalidEvent, match="sealed"):
+        MemorySink().append([event])
+    assert topic_of(event) == "consents"
+
+
+def test_people_are_erased_while_others_write(log: SealedLog, tmp_path: Path) -> None:
+    users = [f"user-{i}" for i in range(40)]
+    for user in users:
+        log.append([consent(user), completion(user, f"c-{user}", f"{MARKER} of {user}")])
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            log.append([completion("writer", f"w{log.end_offset('completions', 0)}")])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for user in users:
+        log.erase(user)
+    stop.set()
+    writer.join()
+    assert {e.user_id for e in read(log)} == {"writer"}
+    assert MARKER.encode() not in bytes_below(tmp_path)
+
+
+class ConsentMachine(RuleBasedStateMachine):
+    """People agree, speak, erase in any order; a dictionary says what must be readable."""
+
+    people = st.sampled_from(("ann", "bob"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.log = open_events(f"sqlite:///{self.folder.name}/log.db")
+        self.readable: dict[str, str] = {}
+        self.closed: set[str] = set()
+        self.count = 0
+
+    @rule(user=people)
+    def agree(self, user: str) -> None:
+        self.log.append([consent(user)])
+        self.closed.discard(user)
+
+    @rule(user=people)
+    def speak(self, user: str) -> None:
+        self.count += 1
+        self.log.append([completion(user, f"c{self.count}", f"{user} {self.count}")])
+        if user not in self.closed:
+            self.readable[f"c{self.count}"] = user
+
+    @rule(user=people)
+    def erase(self, user: str) -> None:
+        self.log.erase(user)
+        self.closed.add(user)
+        self.readable = {c: u for c, u in self.readable.items() if u != user}
+
+    @invariant()
+    def exactly_what_nobody_erased_can_be_read(self) -> None:
+        found = {e.completion.completion_id: e.user_id for e in read(self.log)}
+        assert found == self.readable
+
+    def teardown(self) -> None:
+        self.log.close()
+        self.folder.cleanup()
+
+
+ConsentMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+test_any_order_of_consent_speech_and_erasure = ConsentMachine.TestCase
