@@ -120,6 +120,16 @@ class ReleaseRegistry:
             raise CorruptArtifact(f"release {release_id}: the record is of {release.id!r}")
         return release
 
+    def releases(self) -> list[Release]:
+        """Every release that can be read, oldest first."""
+        found = []
+        for file in (self.root / "releases").glob("*.json"):
+            try:
+                found.append(self.get(file.stem))
+            except (NotFound, CorruptArtifact):
+                continue
+        return sorted(found, key=lambda release: (release.created, release.id))
+
     def current(self) -> Release | None:
         """What was published, or rolled back to, last; None before the first."""
         release_id = self.current_id()

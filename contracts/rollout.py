@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from contracts.artifact import write_text_durably
 from contracts.errors import InvalidInput
 
+BEAT_S = 5.0
+LOST_AFTER_S = 6 * BEAT_S
+FORGOTTEN_AFTER_S = 24 * 3600.0
+
 
 class Replica(BaseModel):
     """What one server says of itself."""
@@ -24,8 +28,12 @@ class Replica(BaseModel):
 
     name: str
     at: dt.datetime
-    # loading, serving, staging, waiting (for its turn), swapping; draining where an operator asked.
+    # loading, serving, staging, waiting (for its turn to drain) or swapping.
     state: str
+    # Whether an operator took it out of service: it is not ready, and answers what still comes.
+    draining: bool
+    # Answers that it works on.
+    running: int
     # What its answers are made by; None while loading.
     serving: str | None
     # What it should serve by what it read last.
@@ -33,9 +41,9 @@ class Replica(BaseModel):
     # Why it does not serve the target, where it refused that or went back from it.
     reason: str | None = None
 
-    def is_lost(self, now: dt.datetime, after_s: float) -> bool:
-        """Whether it has not been heard of for `after_s` seconds."""
-        return (now - self.at).total_seconds() > after_s
+    def is_lost(self, now: dt.datetime) -> bool:
+        """Whether it should have been heard of since."""
+        return (now - self.at).total_seconds() > LOST_AFTER_S
 
 
 class Rollout:
@@ -50,14 +58,16 @@ class Rollout:
     def remove(self, name: str) -> None:
         self._file(name).unlink(missing_ok=True)
 
-    def replicas(self) -> list[Replica]:
-        """By name, lost ones included."""
+    def replicas(self, now: dt.datetime) -> list[Replica]:
+        """By name, lost ones included for a day."""
         found = []
         for file in sorted((self._root / "replicas").glob("*.json")):
             try:
-                found.append(Replica.model_validate_json(file.read_bytes()))
+                replica = Replica.model_validate_json(file.read_bytes())
             except (FileNotFoundError, ValidationError):  # it ended just now; another version's
                 continue
+            if (now - replica.at).total_seconds() < FORGOTTEN_AFTER_S:
+                found.append(replica)
         return found
 
     def take_turn(self) -> TextIO | None:

@@ -105,6 +105,7 @@ class WeightSwapper:
         # changes, or somebody asks for it.
         self._settled: str | None = None
         self._looking = asyncio.Lock()
+        self._failure: EngineFailed | None = None
 
     async def run(self) -> None:
         """Load the first release, then follow the registry. Ends only by EngineFailed or
@@ -126,19 +127,30 @@ class WeightSwapper:
         that was refused.
         """
         async with self._looking:
-            self.target = await asyncio.to_thread(self._registry.target_id)
-            if self.target is None or (self.target == self._settled and not again):
-                return
-            if self.serving is None:
-                await self._load_first()
-            elif self.target != self.serving.id:
-                await self._follow(self.target)
-            else:
-                self._settled = self.target
+            if self._failure is not None:
+                raise self._failure
+            try:
+                await self._look(again)
+            except EngineFailed as e:  # whoever looked, `run` ends by it
+                self._failure = e
+                raise
+
+    async def _look(self, again: bool) -> None:
+        self.target = await asyncio.to_thread(self._registry.target_id)
+        if self.target is None or (self.target == self._settled and not again):
+            return
+        if self.serving is None:
+            await self._load_first()
+        elif self.target != self.serving.id:
+            await self._follow(self.target)
+        else:
+            self._settled = self.target
 
     async def _watch(self) -> None:
         """An engine may die while a swap waits for it."""
         while (failure := self._engine.failure()) is None:
+            if self._failure is not None:
+                raise self._failure
             await asyncio.sleep(self._options.poll_s)
         raise EngineFailed(f"the engine has stopped: {failure}")
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from contracts.access import Principal
+from contracts.access import SCOPES, USER_SCOPES, Principal
 from contracts.errors import AccessDenied, InvalidInput
 from contracts.events import validate
 from contracts.v1 import events_pb2 as pb
@@ -42,12 +42,15 @@ class FixedConsent:
 
 
 def authenticate(authorization: str | None) -> Principal:
-    """The key il-NAME belongs to NAME; il-prod-NAME is a production key of NAME."""
+    """The key il-NAME belongs to NAME; il-prod-NAME is a production key of NAME, and il-root opens
+    everything.
+    """
     name = (authorization or "").removeprefix("Bearer il-")
     if not name or name == authorization:
         raise AccessDenied("no API key")
     production = name.startswith("prod-")
-    return Principal(name.removeprefix("prod-"), f"key-{name}", production)
+    scopes = frozenset(SCOPES) if name == "root" else USER_SCOPES
+    return Principal(name.removeprefix("prod-"), f"key-{name}", production, scopes)
 
 
 class FileSink:

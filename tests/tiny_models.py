@@ -92,8 +92,12 @@ def release(registry: ReleaseRegistry, folder: Path, release_id: str) -> Release
 
 def greedy(folder: Path, prompt: str, tokens: int) -> list[int]:
     """The token ids that Hugging Face answers at temperature 0, going on after an end of text."""
+    return continued(folder, tokenizer().encode(prompt), tokens)
+
+
+def continued(folder: Path, ids: list[int], tokens: int) -> list[int]:
+    """The same after a prompt of token ids."""
     policy = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = tokenizer().encode(prompt)
     taken: list[int] = []
     with torch.no_grad():
         for _ in range(tokens):

@@ -45,11 +45,10 @@ def test_source_ends_while_its_reader_sleeps() -> None:
 
 def test_error_of_the_source_comes_after_its_items() -> None:
     async def scene() -> None:
-        seen = []
+        items = read_ahead(Source(3, fails=True).run())
+        assert [await anext(items) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="broken"):
-            async for item in read_ahead(Source(3, fails=True).run()):
-                seen.append(item)
-        assert seen == [0, 1, 2]
+            await anext(items)
 
     asyncio.run(scene())
 
