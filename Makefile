@@ -55,7 +55,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
 	@$(MAKE) setup
 
-bench: setup ## measure one suite into benchmarks/results (SUITE=demo|e2e|resume)
+bench: setup ## measure one suite into benchmarks/results (SUITE=demo|e2e|resume|swap; QUICK=1)
 	@exec $(RUN) -m benchmarks $(SUITE)
 
 clean: ## remove what was made, but for runs/

@@ -182,8 +182,8 @@ class ReleaseRegistry:
             write_text_durably(self.root / "pinned", release.id)
         return release
 
-    def unpin(self) -> Release | None:
-        """Let servers follow what is current again, and return it."""
+    def unpin(self) -> str | None:
+        """Let servers follow what is current again, and return its id."""
         with self._writing():
             pinned, current = self.pinned_id(), self.current_id()
             if pinned is not None:
@@ -191,7 +191,7 @@ class ReleaseRegistry:
                     self._note(current, "unpinned", pinned)
                 (self.root / "pinned").unlink()
                 fsync(self.root)
-        return self.current()
+        return current
 
     def rollback(self) -> Release:
         """Send servers back to the parent of what they should serve now. Raises NotFound where it

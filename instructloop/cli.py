@@ -213,8 +213,7 @@ def unpin(registry: Registry = REGISTRY) -> None:
     """Let servers follow what is published again."""
     from contracts.release import ReleaseRegistry
 
-    current = ReleaseRegistry(registry).unpin()
-    typer.echo(current.id if current else "none")
+    typer.echo(ReleaseRegistry(registry).unpin() or "none")
 
 
 @release.command("rollback")

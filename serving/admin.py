@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
-from contracts.release import Release, ReleaseRegistry
+from contracts.release import ReleaseRegistry
 from serving.engine import Body
 from serving.replica import ReplicaReporter
 from serving.swap import WeightSwapper
@@ -68,7 +68,7 @@ class Bridge:
             "history": [turn.model_dump(mode="json") for turn in turns],
         }
 
-    async def change(self, how: Callable[..., Release | None], *wanted: str | None) -> Body:
+    async def change(self, how: Callable[..., object], *wanted: str | None) -> Body:
         """Change the registry, and the status once this replica followed. Raises HTTPException
         where it could not.
         """

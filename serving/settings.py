@@ -34,8 +34,8 @@ class Settings(BaseSettings):
     keep_previous: bool = True
     # Whether the engine runs without compiling the model first.
     enforce_eager: bool = True
-    # What this server is called in the registry; empty: the host's name and the process's number.
-    replica: str = ""
+    # What this server is called in the registry; None: the host's name and the process's number.
+    replica: str | None = None
     # How long a finished answer waits for its event to be durable.
     record_wait_s: float = Field(default=1.0, gt=0)
 

@@ -41,13 +41,16 @@ class Bad:
     record: Callable[[dict], object] | None = None  # type: ignore[type-arg]
 
     def publish(self, registry: ReleaseRegistry, good: Path, release: Release, aside: Path) -> str:
-        """Publish it as a copy of `release` made from the folder `good`; its id."""
+        """Publish it as a copy of `release` made from the folder `good`; its id. Servers see it
+        when it is as bad as it gets.
+        """
         shutil.copytree(good, aside)
         (aside / "README.md").write_text(self.name)  # an artifact of its own
         if self.folder:
             self.folder(aside)
         artifact = registry.artifacts.put("policy", aside)
         bad = release.model_copy(update={"id": f"bad-{self.name}", "artifact": artifact})
+        registry.pin()
         registry.publish(bad)
         file = registry.root / "releases" / f"{bad.id}.json"
         said = json.loads(file.read_text())
@@ -57,6 +60,7 @@ class Bad:
         if self.record:
             self.record(said)
         file.write_text(json.dumps(said))
+        registry.unpin()
         return bad.id
 
 

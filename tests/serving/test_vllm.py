@@ -236,6 +236,7 @@ def test_bad_release_of_each_kind_is_refused_while_serving_goes_on(
                 tmp_path / kind,
             )
             vllm_server.wait_for(release_id)
+            vllm_server.registry.swap_to(good.id)
             change = client.get("/v1/releases").json()["data"][-1]
             assert change["outcome"] == ("rolled_back" if kind == "canary" else "refused")
             assert bad.says in change["reason"]
