@@ -1,6 +1,7 @@
 """The operator's routes for releases: what is served, swap, pin, roll back, drain."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Bridge:
             "standby": swapper.standby.id if swapper.standby else None,
             "current": await run_in_threadpool(registry.current_id),
             "pinned": await run_in_threadpool(registry.pinned_id),
-            "counts": dict(swapper.counts),
+            "counts": Counter(change.outcome for change in swapper.changes),
             "last_change": asdict(swapper.changes[-1]) if swapper.changes else None,
             "replicas": [
                 r.model_dump(mode="json") | {"lost": r.is_lost(replica.now())}

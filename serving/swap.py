@@ -4,7 +4,6 @@ import asyncio
 import datetime as dt
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ TRANSITION: dict[Outcome, pb.ReleaseTransition] = {
     "rolled_back": pb.RELEASE_TRANSITION_ROLLED_BACK,
 }
 
-CHANGES_KEPT = 200
 POLICY = "policy"
 
 
@@ -99,8 +97,7 @@ class WeightSwapper:
         # What the registry wanted when it was read last.
         self.target: str | None = None
         self.state: State = "loading"
-        self.changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
-        self.counts: Counter[Outcome] = Counter()
+        self.changes: list[Change] = []
         # The target that was dealt with last: a refused release is not tried again until the target
         # changes, or somebody asks for it.
         self._settled: str | None = None
@@ -319,7 +316,6 @@ class WeightSwapper:
         at = dt.datetime.fromtimestamp(self._stamper.clock(), dt.UTC).isoformat()
         change = Change(release_id, outcome, reason, at, **timer.ms, cut_short=timer.cut_short)
         self.changes.append(change)
-        self.counts[outcome] += 1
         log.log(
             logging.INFO if outcome == "swapped_in" else logging.ERROR,
             "release %s %s (stage %.0f ms, drain %.0f ms, pause %.1f ms, %d cut short)%s",
