@@ -117,8 +117,8 @@ def _check_inside(folder: Path, manifest: ArtifactManifest) -> None:
         if path.is_symlink():
             raise CorruptArtifact(f"{path}: expected a file of the artifact itself, got a link")
     for entry in manifest.files:
-        path = PurePosixPath(entry.path)
-        if path.is_absolute() or ".." in path.parts:
+        said = PurePosixPath(entry.path)
+        if said.is_absolute() or ".." in said.parts:
             raise CorruptArtifact(f"{folder / MANIFEST}: {entry.path!r} leads out of the artifact")
 
 

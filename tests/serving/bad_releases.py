@@ -98,7 +98,11 @@ def written(name: str, content: bytes) -> Spoil:
 
 
 def removed(*names: str) -> Spoil:
-    return lambda folder: [(folder / name).unlink(missing_ok=True) for name in names]
+    def apply(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+    return apply
 
 
 def cut(bytes_left: Callable[[int], int]) -> Spoil:
