@@ -181,8 +181,8 @@ def show_status(registry: Registry = REGISTRY) -> None:
         behind |= not lost and replica.serving != target
         state = f"lost since {replica.at:%H:%M:%S}" if lost else replica.state
         line = [replica.name, replica.serving or "none", state, f"{replica.running} running"]
-        line += ["draining"] * replica.draining + [replica.reason] * (replica.reason is not None)
-        typer.echo("  ".join(line))
+        line += ["draining"] * replica.draining
+        typer.echo("  ".join([*line, *filter(None, [replica.reason])]))
     if behind:
         raise typer.Exit(1)
 
