@@ -55,7 +55,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
 	@$(MAKE) setup
 
-bench: setup ## measure one suite into benchmarks/results (SUITE=dataset|demo|e2e|pii|resume|reward_model)
+bench: setup ## measure one suite into benchmarks/results (SUITE=name; QUICK=1 for a short form)
 	@exec $(RUN) -m benchmarks $(SUITE)
 
 clean: ## remove what was made, but for runs/

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
@@ -118,6 +118,7 @@ class ArtifactStore:
             raise CorruptArtifact(
                 f"{folder / MANIFEST}: expected digest {digest}, got {manifest.digest}"
             )
+        _check_inside(folder, manifest)
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
             MANIFEST,
             FORGOTTEN,
@@ -140,6 +141,17 @@ class ArtifactStore:
             if (got := sha256_of(file)) != entry.sha256:
                 raise CorruptArtifact(f"{file}: expected sha256 {entry.sha256}, got {got}")
         return manifest
+
+
+def _check_inside(folder: Path, manifest: ArtifactManifest) -> None:
+    """A link, or a path that leads out, would name bytes that may change after they were read."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise CorruptArtifact(f"{path}: expected a file of the artifact itself, got a link")
+    for entry in manifest.files:
+        said = PurePosixPath(entry.path)
+        if said.is_absolute() or ".." in said.parts:
+            raise CorruptArtifact(f"{folder / MANIFEST}: {entry.path!r} leads out of the artifact")
 
 
 def scan(kind: str, folder: Path) -> ArtifactManifest:

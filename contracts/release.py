@@ -1,22 +1,37 @@
-"""Release and ReleaseRegistry: publish, current, history, rollback, all atomic.
+"""Release and ReleaseRegistry: publish, current, pin, history, rollback, all atomic.
 
 On disk, below the registry's root:
 
     artifacts/<digest>/...       the weights, config and tokenizer (contracts.artifact)
     releases/<id>.json           one Release, written once
-    history.jsonl                one line for each time that `current` changed
-    current                      the id of the release that servers should serve; replaced by rename
+    history.jsonl                one line for each time that what servers should serve changed
+    current                      the id that was published, or rolled back to, last
+    pinned                       the id that servers should serve whatever is current; absent: none
+    lock                         held by who changes any of these
+    replicas/ drain-turn         who serves what, and who may drain (contracts.rollout)
 """
 
 import datetime as dt
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
-from contracts.artifact import ArtifactStore, write_text_durably
-from contracts.errors import InvalidInput, NotFound
+from contracts.artifact import ArtifactStore, fsync, write_text_durably
+from contracts.errors import CorruptArtifact, InvalidInput, NotFound
+from contracts.rollout import Rollout
 
 
 class Canary(BaseModel):
@@ -24,9 +39,18 @@ class Canary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token_ids: tuple[int, ...]
+    token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2)
     # log p(token_ids[i] | token_ids[:i]) in nats for i = 1..n-1, float32.
-    logprobs: tuple[float, ...]
+    logprobs: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _one_for_each_token_but_the_first(self) -> Self:
+        if len(self.logprobs) != len(self.token_ids) - 1:
+            raise ValueError(
+                f"expected {len(self.token_ids) - 1} logprobs for {len(self.token_ids)} tokens, "
+                f"got {len(self.logprobs)}"
+            )
+        return self
 
 
 class Release(BaseModel):
@@ -49,76 +73,170 @@ class Release(BaseModel):
     evaluation: dict[str, float] = {}
 
 
+class Turn(BaseModel):
+    """One line of the history: from `at` on, servers should serve `release`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: str
+    why: str
+    at: dt.datetime
+
+
 class ReleaseRegistry:
-    """Releases below `root`. Many readers; one writer at a time."""
+    """Releases below `root`. Many readers; writers take turns by a lock that ends with them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.artifacts = ArtifactStore(root / "artifacts")
+        self.rollout = Rollout(root)
 
     def publish(self, release: Release) -> None:
-        """Make `release` known and current. Raises NotFound without its artifacts, InvalidInput."""
+        """Make `release` known and current. Raises NotFound without its artifacts, InvalidInput.
+
+        Where a release is pinned, servers stay on that one.
+        """
         for digest in filter(None, (release.artifact, release.dataset, release.reward_model)):
             self.artifacts.path(digest)
         file = self._file(release.id)
-        if file.exists() and self.get(release.id) != release:
-            raise InvalidInput("release.id", "an id that is not taken", release.id)
-        write_text_durably(file, release.model_dump_json(indent=1))
-        self._set_current(release.id, "published")
+        with self._writing():
+            if file.exists() and self.get(release.id) != release:
+                raise InvalidInput("release.id", "an id that is not taken", release.id)
+            write_text_durably(file, release.model_dump_json(indent=1))
+            self._set_current(release.id, "published")
 
     def get(self, release_id: str) -> Release:
-        """Raises NotFound."""
+        """Raises NotFound, or CorruptArtifact for a record that is damaged or of another id."""
         try:
-            return Release.model_validate_json(self._file(release_id).read_bytes())
+            release = Release.model_validate_json(self._file(release_id).read_bytes())
         except FileNotFoundError:
             raise NotFound(f"no release {release_id} in {self.root}") from None
+        except ValidationError as e:
+            where = ".".join(str(part) for part in e.errors()[0]["loc"]) or "JSON"
+            raise CorruptArtifact(
+                f"release {release_id}: {where}: {e.errors()[0]['msg']}"
+            ) from None
+        if release.id != release_id:
+            raise CorruptArtifact(f"release {release_id}: the record is of {release.id!r}")
+        return release
+
+    def releases(self) -> list[Release]:
+        """Every release that can be read, oldest first."""
+        found = []
+        for file in (self.root / "releases").glob("*.json"):
+            try:
+                found.append(self.get(file.stem))
+            except (NotFound, CorruptArtifact):
+                continue
+        return sorted(found, key=lambda release: (release.created, release.id))
 
     def current(self) -> Release | None:
-        """The release that servers should serve; None before the first."""
+        """What was published, or rolled back to, last; None before the first."""
         release_id = self.current_id()
         return self.get(release_id) if release_id else None
 
     def current_id(self) -> str | None:
-        try:
-            return (self.root / "current").read_text(encoding="utf-8").strip() or None
-        except FileNotFoundError:
-            return None
+        return self._read("current")
+
+    def pinned_id(self) -> str | None:
+        """What servers should serve whatever is current; None where they follow."""
+        return self._read("pinned")
+
+    def target_id(self) -> str | None:
+        """What servers should serve: the pinned release or, where none is, the current one."""
+        return self.pinned_id() or self.current_id()
 
     def all(self) -> list[Release]:
         """Every release that was published, in the order of their ids."""
         return [self.get(file.stem) for file in sorted((self.root / "releases").glob("*.json"))]
 
     def history(self) -> list[str]:
-        """Ids in the order in which they became current; the last one is current."""
+        """Ids in the order in which servers should have served them; the last one is the target."""
+        return [turn.release for turn in self.turns()]
+
+    def turns(self) -> list[Turn]:
+        """The history with reasons and times."""
         try:
             lines = (self.root / "history.jsonl").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line)["release"] for line in lines]
+        return [Turn.model_validate_json(line) for line in lines]
 
     def next_id(self, artifact: str) -> str:
         """A readable id: r, a number that grows, and the head of the artifact's digest."""
         taken = len(list((self.root / "releases").glob("*.json")))
         return f"r{taken + 1:04d}-{artifact[:8]}"
 
+    def swap_to(self, release_id: str) -> Release:
+        """Make a known release current. Raises NotFound, InvalidInput where another is pinned."""
+        with self._writing():
+            release, pinned = self.get(release_id), self.pinned_id()
+            if pinned not in (None, release_id):
+                raise InvalidInput("release", f"{pinned}, which is pinned", release_id)
+            self._set_current(release_id, "swapped to")
+        return release
+
+    def pin(self, release_id: str | None = None) -> Release:
+        """Keep servers on a release, by default the one they should serve now, until `unpin`.
+        Raises NotFound.
+        """
+        with self._writing():
+            release = self.get(release_id or self._target())
+            self._note(release.id, "pinned", self.target_id())
+            write_text_durably(self.root / "pinned", release.id)
+        return release
+
+    def unpin(self) -> str | None:
+        """Let servers follow what is current again, and return its id."""
+        with self._writing():
+            pinned, current = self.pinned_id(), self.current_id()
+            if pinned is not None:
+                if current is not None:
+                    self._note(current, "unpinned", pinned)
+                (self.root / "pinned").unlink()
+                fsync(self.root)
+        return current
+
     def rollback(self) -> Release:
-        """Make the current release's parent current again. Raises NotFound where it has none."""
-        history = self.history()
-        if not history:
-            raise NotFound("nothing is released yet, so there is nothing to roll back to")
-        current = self.get(history[-1])
-        if current.parent is None:
-            raise NotFound(f"release {current.id} has no parent to roll back to")
-        self._set_current(current.parent, "rolled back")
-        return self.get(current.parent)
+        """Send servers back to the parent of what they should serve now. Raises NotFound where it
+        has none. A pin moves along.
+        """
+        with self._writing():
+            now = self.get(self._target())
+            if now.parent is None:
+                raise NotFound(f"release {now.id} has no parent to roll back to")
+            parent = self.get(now.parent)
+            if self.pinned_id() is None:
+                self._set_current(parent.id, "rolled back")
+            else:
+                self._note(parent.id, "rolled back", now.id)
+                write_text_durably(self.root / "pinned", parent.id)
+        return parent
 
     def _file(self, release_id: str) -> Path:
         if not release_id or "/" in release_id or release_id.startswith("."):
             raise InvalidInput("release.id", "a name without slashes", release_id)
         return self.root / "releases" / f"{release_id}.json"
 
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self.root / name).read_text(encoding="utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def _target(self) -> str:
+        if (target := self.target_id()) is None:
+            raise NotFound("nothing is released yet, so there is nothing to roll back to or to pin")
+        return target
+
     def _set_current(self, release_id: str, why: str) -> None:
-        if self.current_id() == release_id:
+        if self.pinned_id() is None:
+            self._note(release_id, why, self.current_id())
+        write_text_durably(self.root / "current", release_id)
+
+    def _note(self, release_id: str, why: str, before: str | None) -> None:
+        """A line of history, where servers should serve something else than `before` now."""
+        if release_id == before:
             return
         line = json.dumps(
             {"release": release_id, "why": why, "at": dt.datetime.now(dt.UTC).isoformat()}
@@ -127,4 +245,10 @@ class ReleaseRegistry:
             f.write(line + "\n")
             f.flush()
             os.fsync(f.fileno())
-        write_text_durably(self.root / "current", release_id)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -111,9 +111,60 @@ def list_releases(registry: Registry = REGISTRY) -> None:
         typer.echo(json.dumps(row.model_dump(mode="json", exclude={"canary"})))
 
 
+@release.command("status")
+def show_status(registry: Registry = REGISTRY) -> None:
+    """Print what should be served and what each replica serves; exit 1 while they differ."""
+    import datetime as dt
+
+    from contracts.release import ReleaseRegistry
+
+    releases, now = ReleaseRegistry(registry), dt.datetime.now(dt.UTC)
+    target, pinned = releases.target_id(), releases.pinned_id()
+    typer.echo(f"target {target or 'none'}{' (pinned)' if pinned else ''}")
+    behind = False
+    for replica in releases.rollout.replicas(now):
+        lost = replica.is_lost(now)
+        behind |= not lost and replica.serving != target
+        state = f"lost since {replica.at:%H:%M:%S}" if lost else replica.state
+        line = [replica.name, replica.serving or "none", state, f"{replica.running} running"]
+        line += ["draining"] * replica.draining
+        typer.echo("  ".join([*line, *filter(None, [replica.reason])]))
+    if behind:
+        raise typer.Exit(1)
+
+
+@release.command("swap")
+def swap(release_id: str, registry: Registry = REGISTRY) -> None:
+    """Make a known release current; running servers follow."""
+    from contracts.release import ReleaseRegistry
+
+    typer.echo(ReleaseRegistry(registry).swap_to(release_id).id)
+
+
+@release.command("pin")
+def pin(
+    release_id: Annotated[
+        str | None, typer.Argument(help="The one that should be served now, if not given.")
+    ] = None,
+    registry: Registry = REGISTRY,
+) -> None:
+    """Keep servers on a release, whatever is published, until it is unpinned."""
+    from contracts.release import ReleaseRegistry
+
+    typer.echo(ReleaseRegistry(registry).pin(release_id).id)
+
+
+@release.command("unpin")
+def unpin(registry: Registry = REGISTRY) -> None:
+    """Let servers follow what is published again."""
+    from contracts.release import ReleaseRegistry
+
+    typer.echo(ReleaseRegistry(registry).unpin() or "none")
+
+
 @release.command("rollback")
 def rollback(registry: Registry = REGISTRY) -> None:
-    """Make the current release's parent current again; running servers follow."""
+    """Send servers back to the parent of what they should serve now."""
     from contracts.release import ReleaseRegistry
 
     typer.echo(ReleaseRegistry(registry).rollback().id)

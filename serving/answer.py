@@ -11,9 +11,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from contracts.release import Release
+from serving.ahead import read_ahead
 from serving.engine import Body, Engine, EngineRefused, Kind
 from serving.errors import error_body
-from serving.gate import Gate
+from serving.gate import CutShort, Gate
 from serving.recorder import Permit, Recorder, Transcript
 from serving.swap import WeightSwapper
 
@@ -49,7 +50,7 @@ class Desk:
 
 
 class Answer(Response):
-    """An ASGI response that holds the gate while it runs, so that no swap falls into it.
+    """An ASGI response that holds the gate while it is made, so that no swap falls into it.
 
     The gate is entered here and not in a middleware: a client that is slow to send its request
     holds up no swap.
@@ -63,19 +64,33 @@ class Answer(Response):
         await _unless_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A client that is slow to read holds up no swap either.
+        async with aclosing(read_ahead(self._made())) as bodies:
+            release, first = await anext(bodies)
+            if self._ask.body.get("stream"):
+                await self._stream(release, first, bodies, send)
+            else:
+                await self._whole(first, release)
+                body = json.dumps(self._public(first, release), ensure_ascii=False)
+                await Response(body, 200, self._stamps(release), "application/json")(
+                    scope, receive, send
+                )
+
+    async def _made(self) -> AsyncGenerator[tuple[Release, Body], None]:
+        """The body, or its chunks, with the release that makes them: all by the same one, because
+        the gate is held for as long as the engine works.
+        """
         async with self._desk.gate.reading():
             release = self._desk.swapper.serving
             if release is None:
                 raise EngineRefused("The model is still loading.", status=503)
             result = await self._desk.engine.answer(self._ask.kind, self._ask.body)
             if isinstance(result, dict):
-                await self._whole(result, release)
-                body = json.dumps(self._public(result, release), ensure_ascii=False)
-                await Response(body, 200, self._stamps(release), "application/json")(
-                    scope, receive, send
-                )
-            else:
-                await self._stream(result, release, send)
+                yield release, result
+                return
+            async with aclosing(result) as chunks:
+                async for chunk in chunks:
+                    yield release, chunk
 
     async def _whole(self, result: Body, release: Release) -> None:
         transcript = Transcript(self._ask.kind)
@@ -83,7 +98,11 @@ class Answer(Response):
         await self._record(transcript, release)
 
     async def _stream(
-        self, chunks: AsyncGenerator[Body, None], release: Release, send: Send
+        self,
+        release: Release,
+        first: Body,
+        bodies: AsyncGenerator[tuple[Release, Body], None],
+        send: Send,
     ) -> None:
         headers = self._stamps(release) | {
             "content-type": "text/event-stream; charset=utf-8",
@@ -91,23 +110,26 @@ class Answer(Response):
         }
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        async with aclosing(self._events(chunks, release)) as events:
+        async with aclosing(self._events(release, first, bodies)) as events:
             async for event in events:
                 data = f"data: {event}\n\n".encode()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(
-        self, chunks: AsyncGenerator[Body, None], release: Release
+        self, release: Release, first: Body, bodies: AsyncGenerator[tuple[Release, Body], None]
     ) -> AsyncGenerator[str, None]:
         transcript = Transcript(self._ask.kind)
+        transcript.add(first)
+        yield json.dumps(self._public(first, release), ensure_ascii=False)
         try:
-            async with aclosing(chunks) as open_chunks:
-                async for chunk in open_chunks:
-                    transcript.add(chunk)
-                    yield json.dumps(self._public(chunk, release), ensure_ascii=False)
+            async for _, chunk in bodies:
+                transcript.add(chunk)
+                yield json.dumps(self._public(chunk, release), ensure_ascii=False)
         except EngineRefused as e:  # the status is sent already, so the error is the last event
             yield json.dumps(error_body(e.status, str(e), e.param))
+        except CutShort as e:
+            yield json.dumps(error_body(503, str(e)))
         else:
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)

@@ -1,38 +1,54 @@
-"""What a model folder says of itself, compared without loading it."""
+"""What a model folder holds: whether it is whole, and whether it fits the running one."""
 
 import json
-import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from contracts.errors import InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 
+if TYPE_CHECKING:
+    import torch
+
 # Written by whoever saved the folder; says nothing of the model.
 PROVENANCE_FIELDS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+# What is read and never run. Pickles and Python files are not among them, and neither is anything
+# else that some loader might look for.
+DATA_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
+
+INDEX = "model.safetensors.index.json"
 
 # Tensor name to dtype and shape.
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def tensors(folder: Path) -> Tensors:
-    """Names, dtypes and shapes from the safetensors headers. Raises InvalidInput."""
-    found: Tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, entry in _header(file).items():
-            if name in found:
-                raise InvalidInput(name, "one tensor of that name", f"another in {file.name}")
-            found[name] = (entry["dtype"], tuple(entry["shape"]))
-    if not found:
-        raise InvalidInput("weights", "at least one safetensors file", folder.name)
-    return found
+def check_whole(folder: Path) -> None:
+    """Raise InvalidInput unless `folder` holds a config, a tokenizer and weights as plain data,
+    none of them outside of it. Reads headers, no weights.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise InvalidInput(name, "a file of the release itself", "a link")
+        if path.is_file() and path.suffix not in DATA_SUFFIXES:
+            raise InvalidInput(name, f"only data ({' '.join(DATA_SUFFIXES)})", path.suffix or name)
+    _json(folder, "config.json")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InvalidInput("tokenizer", "at least one tokenizer file", "none")
+    _check_index(folder, tensors(folder))
 
 
 def check_interchangeable(running: Path, new: Path) -> None:
     """Raise InvalidInput unless `new` holds other weights of the model in `running`, for the same
-    tokenizer.
+    tokenizer and the same end of an answer.
     """
-    _check_config(running, new)
+    check_whole(new)
+    for name in ("config.json", "generation_config.json"):
+        _check_same_fields(running, new, name)
     for name in TOKENIZER_FILES:
         if _bytes(running / name) != _bytes(new / name):
             raise InvalidInput(name, "the tokenizer of the running model", "another")
@@ -48,27 +64,74 @@ def check_interchangeable(running: Path, new: Path) -> None:
             )
 
 
-def _check_config(running: Path, new: Path) -> None:
-    ours, theirs = _config(running), _config(new)
-    for field in sorted(ours.keys() | theirs.keys()):
+def tensors(folder: Path) -> Tensors:
+    """Names, dtypes and shapes from the safetensors headers. Raises InvalidInput."""
+    found: Tensors = {}
+    for file, name, entry in _entries(folder):
+        if name in found:
+            raise InvalidInput(name, "one tensor of that name", f"another in {file.name}")
+        found[name] = (entry.get_dtype(), tuple(entry.get_shape()))
+    if not found:
+        raise InvalidInput("weights", "at least one safetensors file", "none")
+    return found
+
+
+def finite_tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Every tensor by name, read now. Raises InvalidInput at the first that is not finite."""
+    import torch
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (not a dict)
+                tensor = opened.get_tensor(name)
+                if not torch.isfinite(tensor).all():
+                    raise InvalidInput(name, "finite numbers", "NaN or infinity")
+                yield name, tensor
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, str, Any]]:
+    """File, name and header entry of each tensor. The library checks that the entries cover the
+    file from the first byte to the last, without gaps and overlaps.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118  (not a dict)
+                    yield file, name, opened.get_slice(name)
+        except (SafetensorError, OSError, ValueError) as e:
+            raise InvalidInput(file.name, "a whole safetensors file", str(e)) from None
+
+
+def _check_index(folder: Path, found: Tensors) -> None:
+    if not (folder / INDEX).exists():
+        return
+    said = _json(folder, INDEX).get("weight_map")
+    held = {name: file.name for file, name, _ in _entries(folder)}
+    if said != held:
+        wrong = sorted(name for name in found if not said or said.get(name) != held[name])
+        raise InvalidInput(f"{INDEX}: weight_map", "the files that hold the tensors", wrong[:1])
+
+
+def _check_same_fields(running: Path, new: Path, name: str) -> None:
+    if not (running / name).exists() and not (new / name).exists():
+        return
+    ours, theirs = _json(running, name), _json(new, name)
+    for field in sorted((ours.keys() | theirs.keys()) - set(PROVENANCE_FIELDS)):
         if ours.get(field) != theirs.get(field):
-            raise InvalidInput(f"config.{field}", repr(ours.get(field)), theirs.get(field))
+            where = f"{name.removesuffix('.json')}.{field}"
+            raise InvalidInput(where, repr(ours.get(field)), theirs.get(field))
 
 
-def _config(folder: Path) -> dict[str, object]:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return {field: value for field, value in config.items() if field not in PROVENANCE_FIELDS}
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The JSON at the head of a safetensors file, after its length as a little-endian uint64."""
-    with file.open("rb") as f:
-        size = f.read(8)
-        length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
-        if not 0 < length <= file.stat().st_size - 8:
-            raise InvalidInput(file.name, "a safetensors header", "a damaged file")
-        header: dict[str, Any] = json.loads(f.read(length))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(name, "a file of this name", "none") from None
+    except ValueError as e:
+        raise InvalidInput(name, "JSON in UTF-8", str(e)) from None
+    if not isinstance(content, dict):
+        raise InvalidInput(name, "a JSON object", type(content).__name__)
+    return content
 
 
 def _bytes(file: Path) -> bytes | None:

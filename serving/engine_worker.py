@@ -13,18 +13,19 @@ import multiprocessing
 import multiprocessing.process
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from vllm.model_executor.model_loader.utils import (
     initialize_model,
     process_weights_after_loading,
 )
 from vllm.utils.torch_utils import set_default_torch_dtype
+
+from contracts.errors import InstructloopError
+from serving import checkpoint
 
 READY, STAGING = "ready", "staging"
 
@@ -95,25 +96,17 @@ class TwinWeights:
     @torch.no_grad()
     def _twin_fill(self, twin: nn.Module, folder: Path) -> None:
         try:
-            twin.load_weights(_finite_tensors(folder))  # type: ignore[operator]
+            twin.load_weights(checkpoint.finite_tensors(folder))  # type: ignore[operator]
             process_weights_after_loading(twin, self.vllm_config.model_config, self.device)
             twin.eval()
             _check_same_layout(self.model_runner.get_model(), twin)
             state = READY
+        except InstructloopError as e:
+            state = str(e)
         except Exception as e:  # noqa: BLE001  reported to the swapper, which refuses the release
             state = f"{type(e).__name__}: {e}"
         if self._twin is twin:
             self._twin_state = state
-
-
-def _finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                tensor = tensors.get_tensor(name)
-                if not torch.isfinite(tensor).all():
-                    raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-                yield name, tensor
 
 
 def _check_same_layout(live: nn.Module, twin: nn.Module) -> None:

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from contracts.errors import AccessDenied, InvalidInput, NotFound
 from serving.engine import EngineRefused
+from serving.gate import CutShort
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(EngineRefused)
     def refused(request: Request, error: EngineRefused) -> JSONResponse:
         return _response(error.status, str(error), error.param)
+
+    @app.exception_handler(CutShort)
+    def cut_short(request: Request, error: CutShort) -> JSONResponse:
+        return _response(503, str(error))
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:

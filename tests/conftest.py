@@ -28,10 +28,14 @@ class VllmServer:
     registry: ReleaseRegistry
     sink: FileSink
     log: Path
-    pid: int
+    process: "subprocess.Popen[bytes]"
     tied: bool
     releases: list[Release]
     folders: dict[str, Path]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def client(self, user: str) -> httpx.Client:
         headers = {"authorization": f"Bearer il-{user}"}
@@ -68,7 +72,7 @@ def vllm_server(
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process, log)
-        yield VllmServer(url, registry, sink, log, process.pid, request.param, releases, folders)
+        yield VllmServer(url, registry, sink, log, process, request.param, releases, folders)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from contracts.access import Principal
-from contracts.errors import AccessDenied
+from contracts.access import SCOPES, USER_SCOPES, Principal
+from contracts.errors import AccessDenied, InvalidInput
 from contracts.events import validate
 from contracts.v1 import events_pb2 as pb
-from serving.engine import Body, Kind, StagingFailed
+from serving import checkpoint
+from serving.engine import Body, CacheKept, Kind, StagingFailed
 
 
 class MemorySink:
@@ -41,12 +42,15 @@ class FixedConsent:
 
 
 def authenticate(authorization: str | None) -> Principal:
-    """The key il-NAME belongs to NAME; il-prod-NAME is a production key of NAME."""
+    """The key il-NAME belongs to NAME; il-prod-NAME is a production key of NAME, and il-root opens
+    everything.
+    """
     name = (authorization or "").removeprefix("Bearer il-")
     if not name or name == authorization:
         raise AccessDenied("no API key")
     production = name.startswith("prod-")
-    return Principal(name.removeprefix("prod-"), f"key-{name}", production)
+    scopes = frozenset(SCOPES) if name == "root" else USER_SCOPES
+    return Principal(name.removeprefix("prod-"), f"key-{name}", production, scopes)
 
 
 class FileSink:
@@ -78,13 +82,17 @@ class FakeEngine:
         self.says = says or {}
         self.running: Path | None = None
         self.staged: Path | None = None
-        self.swaps = 0
+        self.swaps = self.stagings = 0
+        self.cache_kept = False
         self.staging_error: str | None = None
         self.broken: str | None = None
         self.asked: list[Body] = []
         # Tests clear it to hold answers back.
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.may_stage, self.may_swap = asyncio.Event(), asyncio.Event()
+        self.may_stage.set()
+        self.may_swap.set()
 
     async def start(self, folder: Path, model: str) -> None:
         self.running = folder
@@ -112,12 +120,21 @@ class FakeEngine:
         return self.says.get(self.running.name, [0.0] * (len(token_ids) - 1))
 
     async def stage(self, folder: Path) -> None:
+        await self.may_stage.wait()
         if self.staging_error:
             raise StagingFailed(self.staging_error)
-        self.staged = folder
+        try:
+            for _ in checkpoint.finite_tensors(folder):
+                pass
+        except InvalidInput as e:
+            raise StagingFailed(str(e)) from e
+        self.staged, self.stagings = folder, self.stagings + 1
 
     async def swap(self) -> None:
         assert self.staged is not None
+        await self.may_swap.wait()
+        if self.cache_kept:
+            raise CacheKept("prefix cache: expected to be empty")
         self.running, self.staged = self.staged, self.running
         self.swaps += 1
 

@@ -68,9 +68,11 @@ def poison(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def canary(folder: Path) -> Canary:
+def canary(folder: Path, tokens: int | None = None) -> Canary:
     """What Hugging Face's forward pass says of a fixed prompt, in float32."""
     token_ids = tokenizer().encode(CANARY_TEXT)
+    if tokens is not None:
+        token_ids = (token_ids * tokens)[:tokens]
     policy = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logprobs = policy(torch.tensor([token_ids])).logits[0].log_softmax(-1)
@@ -78,22 +80,28 @@ def canary(folder: Path) -> Canary:
     return Canary(token_ids=tuple(token_ids), logprobs=tuple(taken))
 
 
-def release(registry: ReleaseRegistry, folder: Path, release_id: str) -> Release:
+def release(
+    registry: ReleaseRegistry, folder: Path, release_id: str, canary_tokens: int | None = None
+) -> Release:
     """Put `folder` into the store; the release that names it, not yet published."""
     return Release(
         id=release_id,
         model="tiny",
         created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         artifact=registry.artifacts.put("policy", folder),
-        canary=canary(folder),
+        canary=canary(folder, canary_tokens),
         code_version="test",
     )
 
 
 def greedy(folder: Path, prompt: str, tokens: int) -> list[int]:
     """The token ids that Hugging Face answers at temperature 0, going on after an end of text."""
+    return continued(folder, tokenizer().encode(prompt), tokens)
+
+
+def continued(folder: Path, ids: list[int], tokens: int) -> list[int]:
+    """The same after a prompt of token ids."""
     policy = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = tokenizer().encode(prompt)
     taken: list[int] = []
     with torch.no_grad():
         for _ in range(tokens):

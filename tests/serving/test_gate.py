@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from serving.gate import Gate
+from serving.gate import CutShort, Gate
 
 
 async def settle() -> None:
@@ -18,12 +18,12 @@ class Visitor:
     """A task that holds the gate until told to leave."""
 
     def __init__(self, gate: Gate, *, writes: bool, bound_s: float = 10) -> None:
-        self.inside, self.leave = False, asyncio.Event()
+        self.inside, self.leave, self.cut = False, asyncio.Event(), 0
         self.task = asyncio.create_task(self._visit(gate, writes, bound_s))
 
     async def _visit(self, gate: Gate, writes: bool, bound_s: float) -> None:
-        async with gate.writing(bound_s) if writes else gate.reading():
-            self.inside = True
+        async with gate.writing(bound_s) if writes else gate.reading() as cut:
+            self.inside, self.cut = True, cut or 0
             await self.leave.wait()
         self.inside = False
 
@@ -69,23 +69,56 @@ def test_newcomers_wait_behind_a_waiting_writer() -> None:
     asyncio.run(scene())
 
 
-def test_writer_gives_up_after_its_bound_and_lets_newcomers_in() -> None:
+def test_writer_cuts_short_who_has_not_left_after_its_bound() -> None:
     async def scene() -> None:
         gate = Gate()
-        early = Visitor(gate, writes=False)
+        early, leaving = Visitor(gate, writes=False), Visitor(gate, writes=False)
         await settle()
         writer = Visitor(gate, writes=True, bound_s=0.05)
         await settle()
         late = Visitor(gate, writes=False)
-        with pytest.raises(TimeoutError):
-            await writer.task
+        leaving.leave.set()
+        with pytest.raises(CutShort):
+            await early.task
+        await leaving.task
+        await settle()
+        assert held(writer, late) == [True, False]
+        assert writer.cut == 1
+        writer.leave.set()
         await settle()
         assert held(late) == [True]
-        early.leave.set()
         late.leave.set()
-        await asyncio.gather(early.task, late.task)
-        async with gate.writing(1):  # nothing is held any more
-            pass
+        await late.task
+
+    asyncio.run(scene())
+
+
+def test_timeout_of_the_reader_itself_is_not_taken_for_a_cut() -> None:
+    async def scene() -> None:
+        with pytest.raises(TimeoutError):
+            async with Gate().reading():
+                raise TimeoutError
+
+    asyncio.run(scene())
+
+
+def test_writer_cancelled_while_it_waits_or_writes_leaves_no_trace() -> None:
+    async def scene() -> None:
+        gate = Gate()
+        for reading in (True, False):
+            reader = Visitor(gate, writes=False)
+            await settle()
+            if not reading:
+                reader.leave.set()
+            writer = Visitor(gate, writes=True)
+            await settle()
+            assert held(writer) == [not reading]
+            writer.task.cancel()
+            await settle()
+            reader.leave.set()
+            await reader.task
+            async with gate.reading():
+                assert (gate.running, gate.waiting) == (1, 0)
 
     asyncio.run(scene())
 

@@ -18,7 +18,7 @@ RELEASE = Release(
     model="tiny",
     created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     artifact="digest",
-    canary=Canary(token_ids=(1,), logprobs=()),
+    canary=Canary(token_ids=(1, 2), logprobs=(-0.5,)),
     code_version="test",
 )
 PERMIT = Permit(

@@ -1,23 +1,30 @@
 import asyncio
 import datetime as dt
-import json
+import functools
 import shutil
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from contracts.events import Stamper
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
-from serving.gate import Gate
+from serving.gate import CutShort, Gate
 from serving.swap import EngineFailed, SwapOptions, WeightSwapper
 from tests import tiny_models
 from tests.fakes import FakeEngine, MemorySink
+from tests.serving.bad_releases import BAD, Bad
 
-LAYER = "model.layers.0.mlp.down_proj.weight"
+
+@functools.cache
+def model_folder(seed: int) -> Path:
+    """Saved once for all tests, below a folder that ends with the process."""
+    return tiny_models.save(Path(_ASIDE.name) / str(seed), seed, tied=False)
+
+
+_ASIDE = tempfile.TemporaryDirectory()
 
 
 class Stage:
@@ -25,9 +32,9 @@ class Stage:
     another.
     """
 
-    def __init__(self, root: Path, drain_bound_s: float = 5) -> None:
-        self.root = root
-        self.registry = ReleaseRegistry(root / "registry")
+    def __init__(self, aside: Path, root: Path | None = None, **options: Any) -> None:
+        self.aside = aside
+        self.registry = ReleaseRegistry((root or aside) / "registry")
         self.engine, self.sink, self.gate = FakeEngine(), MemorySink(), Gate()
         self.swapper = WeightSwapper(
             self.engine,
@@ -35,12 +42,12 @@ class Stage:
             self.gate,
             self.sink,
             Stamper("test", clock=lambda: 0.0),
-            SwapOptions(drain_bound_s=drain_bound_s, canary_tolerance=0.01),
+            SwapOptions(**{"poll_s": 0.02, "drain_bound_s": 5, **options}),
         )
         self.publish("r1", self.folder("first", seed=1))
 
     def folder(self, name: str, seed: int) -> Path:
-        return tiny_models.save(self.root / name, seed, tied=False)
+        return shutil.copytree(model_folder(seed), self.aside / name)
 
     def publish(
         self, release_id: str, folder: Path, model: str = "tiny", parent: str | None = None
@@ -84,7 +91,7 @@ def test_first_release_is_loaded_and_the_next_one_swapped_in(stage: Stage) -> No
     stage.look()
     assert serving(stage) == "r2"
     assert stage.outcomes() == [("r1", "swapped_in"), ("r2", "swapped_in")]
-    assert stage.engine.swaps == 1 and stage.engine.staged is None
+    assert stage.engine.swaps == 1
     last = stage.sink.release_changes()[-1]
     assert (last.release_id, last.release_digest) == ("r2", release.artifact)
     assert last.transition == pb.RELEASE_TRANSITION_SWAPPED_IN
@@ -99,75 +106,26 @@ def test_rollback_in_the_registry_swaps_back(stage: Stage) -> None:
     assert stage.outcomes()[-1] == ("r1", "swapped_in")
 
 
-def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return apply
-
-
-def change_json(name: str, **fields: object) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | fields))
-
-    return apply
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (
-            change_weights(lambda w: w.update({LAYER: w[LAYER][:, :-1].contiguous()})),
-            f"{LAYER}: expected F32",
-        ),
-        (
-            change_weights(lambda w: w.update({LAYER: w[LAYER].bfloat16()})),
-            f"{LAYER}: expected F32",
-        ),
-        (change_weights(lambda w: w.pop(LAYER)), f"{LAYER}: expected a tensor"),
-        (change_weights(lambda w: w.update(extra=torch.zeros(1))), "extra: expected no tensor"),
-        (change_json("tokenizer.json", version="2.0"), "tokenizer.json: expected the tokenizer"),
-        (change_json("config.json", rope_theta=5.0), "config.rope_theta"),
-        (
-            lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 20),
-            "safetensors header",
-        ),
-        (lambda folder: (folder / "model.safetensors").unlink(), "at least one safetensors file"),
-    ],
-    ids=["shape", "dtype", "missing", "extra", "tokenizer", "config", "damaged", "no-weights"],
-)
-def test_release_that_does_not_fit_is_refused_once(
-    stage: Stage, spoil: Callable[[Path], None], reason: str
-) -> None:
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.kind}-{bad.name}")
+def test_bad_release_is_refused_once_with_its_reason(stage: Stage, bad: Bad) -> None:
     folder = stage.folder("second", seed=2)
-    spoil(folder)
-    stage.publish("r2", folder)
+    good = stage.publish("r2", folder)
+    release_id = bad.publish(stage.registry, folder, good, stage.aside / "bad")
     stage.look()
     stage.look()
-    assert serving(stage) == "r1" and stage.engine.swaps == 0
-    assert stage.outcomes() == [("r1", "swapped_in"), ("r2", "refused")]
-    assert reason in (stage.swapper.changes[-1].reason or "")
-    assert stage.sink.release_changes()[-1].transition == pb.RELEASE_TRANSITION_REFUSED
-
-
-def test_release_whose_bytes_changed_is_refused(stage: Stage) -> None:
-    release = stage.publish("r2", stage.folder("second", seed=2))
-    weights = stage.registry.artifacts.path(release.artifact) / "model.safetensors"
-    damaged = bytearray(weights.read_bytes())
-    damaged[-1] ^= 1
-    weights.write_bytes(damaged)
+    assert serving(stage) == "r1" and stage.engine.swaps in (0, 2)
+    last = stage.swapper.changes[-1]
+    wanted = "rolled_back" if stage.engine.swaps else "refused"
+    assert stage.outcomes() == [("r1", "swapped_in"), (release_id, wanted)]
+    assert bad.says in (last.reason or "")
+    assert stage.sink.release_changes()[-1].release_id == release_id
+    stage.registry.swap_to("r2")
     stage.look()
-    assert serving(stage) == "r1"
-    assert "expected sha256" in (stage.swapper.changes[-1].reason or "")
+    assert serving(stage) == "r2"
 
 
-def test_release_of_another_model_name_is_refused(stage: Stage) -> None:
-    stage.publish("r2", stage.folder("second", seed=2), model="other")
-    stage.look()
-    assert stage.outcomes()[-1] == ("r2", "refused")
+def test_there_are_fifty_bad_releases_of_ten_kinds() -> None:
+    assert len({bad.name for bad in BAD}) >= 50 and len({bad.kind for bad in BAD}) >= 10
 
 
 def test_release_that_the_engine_cannot_stage_is_refused(stage: Stage) -> None:
@@ -219,16 +177,187 @@ def test_damaged_current_release_falls_back_to_the_one_before_it(tmp_path: Path)
     assert stage.outcomes() == [("r2", "refused"), ("r1", "swapped_in")]
 
 
-def test_swap_waits_for_running_answers_and_is_tried_again_after_its_bound(tmp_path: Path) -> None:
+def test_answers_go_on_while_a_release_is_staged(stage: Stage) -> None:
     async def scene() -> None:
-        stage = Stage(tmp_path, drain_bound_s=0.05)
+        stage.engine.may_stage.clear()
+        stage.publish("r2", stage.folder("second", seed=2))
+        looking = asyncio.create_task(stage.swapper.look())
+        while stage.swapper.state != "staging":
+            await asyncio.sleep(0)
+        async with asyncio.timeout(1), stage.gate.reading():
+            assert serving(stage) == "r1"
+        stage.engine.may_stage.set()
+        await looking
+        assert serving(stage) == "r2"
+
+    asyncio.run(scene())
+
+
+def test_swap_waits_for_running_answers_and_ends_those_that_run_on(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stage = Stage(tmp_path, drain_bound_s=0.2)
         await stage.swapper.look()
         stage.publish("r2", stage.folder("second", seed=2))
-        async with stage.gate.reading():
-            await stage.swapper.look()
-            assert serving(stage) == "r1" and stage.outcomes() == [("r1", "swapped_in")]
+
+        async def answer(seconds: float) -> str:
+            async with stage.gate.reading():
+                await asyncio.sleep(seconds)
+                return serving(stage)
+
+        quick, slow = asyncio.create_task(answer(0.1)), asyncio.create_task(answer(60))
+        await asyncio.sleep(0)
         await stage.swapper.look()
-        assert serving(stage) == "r2"
+        assert await quick == "r1" and serving(stage) == "r2"
+        with pytest.raises(CutShort):
+            await slow
+        change = stage.swapper.changes[-1]
+        assert change.cut_short == 1 and change.drain_ms >= 200
+
+    asyncio.run(scene())
+
+
+def test_swap_whose_prefix_cache_is_not_forgotten_changes_nothing(stage: Stage) -> None:
+    stage.publish("r2", stage.folder("second", seed=2))
+    stage.engine.cache_kept = True
+    stage.look()
+    assert serving(stage) == "r1" and stage.engine.swaps == 0
+    assert stage.outcomes()[-1] == ("r2", "rolled_back")
+    assert "prefix cache" in (stage.swapper.changes[-1].reason or "")
+
+
+def test_engine_that_hangs_with_the_gate_closed_is_given_up(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stage = Stage(tmp_path, exchange_bound_s=0.05)
+        await stage.swapper.look()
+        stage.publish("r2", stage.folder("second", seed=2))
+        stage.engine.may_swap.clear()
+        with pytest.raises(EngineFailed, match="TimeoutError"):
+            await stage.swapper.look()
+        assert stage.swapper.serving is None
+        async with asyncio.timeout(1), stage.gate.reading():  # who waits is told, not held
+            pass
+
+    asyncio.run(scene())
+
+
+def test_engine_that_dies_while_a_swap_waits_ends_the_swapper(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stage = Stage(tmp_path)
+        await stage.swapper.look()
+        stage.publish("r2", stage.folder("second", seed=2))
+        stage.engine.may_stage.clear()
+        running = asyncio.create_task(stage.swapper.run())
+        while stage.swapper.state != "staging":
+            await asyncio.sleep(0)
+        stage.engine.broken = "killed"
+        async with asyncio.timeout(5):
+            with pytest.raises(EngineFailed, match="killed"):
+                await running
+        assert stage.outcomes() == [("r1", "swapped_in")]
+
+    asyncio.run(scene())
+
+
+def test_going_back_takes_the_weights_from_memory(stage: Stage) -> None:
+    first = stage.registry.get("r1")
+    stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+    stage.look()
+    shutil.rmtree(stage.registry.artifacts.path(first.artifact))  # nothing is read any more
+    stage.registry.rollback()
+    stage.look()
+    assert serving(stage) == "r1" and stage.engine.stagings == 1
+    stage.registry.swap_to("r2")
+    stage.look()
+    assert serving(stage) == "r2" and stage.engine.stagings == 1
+
+
+def test_previous_weights_are_freed_where_memory_is_short(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, keep_previous=False)
+    stage.look()
+    stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+    stage.look()
+    assert stage.engine.staged is None
+    stage.registry.rollback()
+    stage.look()
+    assert serving(stage) == "r1" and stage.engine.stagings == 2
+
+
+def test_refused_release_is_tried_again_when_somebody_asks(stage: Stage) -> None:
+    stage.engine.staging_error = "out of memory"
+    stage.publish("r2", stage.folder("second", seed=2))
+    stage.look()
+    stage.engine.staging_error = None
+    stage.look()
+    assert serving(stage) == "r1"
+    asyncio.run(stage.swapper.look(again=True))
+    assert serving(stage) == "r2"
+
+
+def test_first_release_that_fails_its_canary_falls_back_to_the_one_before_it(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path)
+    release = stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+    stage.engine.says[release.artifact] = [0.0, 1.0]
+    stage.look()
+    assert serving(stage) == "r1"
+    assert stage.outcomes() == [("r2", "refused"), ("r1", "swapped_in")]
+
+
+def test_no_release_that_can_be_served_ends_the_swapper(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    (stage.registry.artifacts.path(stage.registry.get("r1").artifact) / "config.json").unlink()
+    with pytest.raises(EngineFailed, match="no release"):
+        stage.look()
+
+
+def test_pinned_release_stays_whatever_is_published(stage: Stage) -> None:
+    stage.registry.pin("r1")
+    stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+    stage.look()
+    assert serving(stage) == "r1"
+    stage.registry.unpin()
+    stage.look()
+    assert serving(stage) == "r2"
+
+
+def test_one_replica_drains_at_a_time(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stages = [Stage(tmp_path / name, root=tmp_path / "shared") for name in ("a", "b")]
+        for stage in stages:
+            await stage.swapper.look()
+        stages[0].publish("r2", stages[0].folder("second", seed=2))
+        async with stages[0].gate.reading():
+            looks = [asyncio.create_task(stage.swapper.look()) for stage in stages]
+            while {"swapping", "waiting"} != {stage.swapper.state for stage in stages}:
+                await asyncio.sleep(0)
+            waiting = next(stage for stage in stages if stage.swapper.state == "waiting")
+            async with asyncio.timeout(1), waiting.gate.reading():
+                assert serving(waiting) == "r1"
+            if waiting is stages[0]:  # the other one had nothing to wait for
+                await looks[1]
+        await asyncio.gather(*looks)
+        assert [serving(stage) for stage in stages] == ["r2", "r2"]
+
+    asyncio.run(scene())
+
+
+def test_release_that_is_rolled_back_while_others_drain_is_not_swapped_in(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stage = Stage(tmp_path)
+        await stage.swapper.look()
+        turn = stage.registry.rollout.take_turn()
+        assert turn is not None
+        stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+        looking = asyncio.create_task(stage.swapper.look())
+        while stage.swapper.state != "waiting":
+            await asyncio.sleep(0)
+        stage.registry.rollback()
+        await looking
+        turn.close()
+        await stage.swapper.look()
+        assert serving(stage) == "r1" and stage.engine.swaps == 0
+        assert stage.engine.staged is None
 
     asyncio.run(scene())
 

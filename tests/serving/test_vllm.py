@@ -1,7 +1,8 @@
 """The server on a real engine, as its clients see it."""
 
 import json
-import shutil
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,13 @@ from openai import OpenAI
 from contracts.v1 import events_pb2 as pb
 from tests import tiny_models
 from tests.conftest import VllmServer
+from tests.serving.bad_releases import BAD
 
 pytestmark = pytest.mark.vllm
 
 PROMPT = "Write one sentence"
+# Of the engine's prefix cache on a CPU: shorter prompts are never cached.
+BLOCK_TOKENS = 128
 GREEDY = {
     "model": "tiny",
     "prompt": PROMPT,
@@ -180,35 +184,82 @@ def ask_streamed(client: httpx.Client) -> tuple[str, list[int]]:
     return str(labels.pop()), [token for p in parts for token in p["choices"][0]["token_ids"]]
 
 
-def test_bad_release_is_refused_while_serving_goes_on(
+def test_prefix_that_was_cached_is_forgotten_with_its_weights(vllm_server: VllmServer) -> None:
+    words = tiny_models.tokenizer().encode(" ".join([*tiny_models.LINES] * 3))
+    prompt = words[: BLOCK_TOKENS + 20]
+    assert len(prompt) > BLOCK_TOKENS
+    ask = {**GREEDY, "prompt": prompt, "max_tokens": 8}
+    with vllm_server.client("bob") as client:
+        for release_id in ("r0", "r2", "r0"):
+            vllm_server.registry.swap_to(release_id)
+            vllm_server.wait_for(release_id)
+            want = tiny_models.continued(vllm_server.folders[release_id], prompt, 8)
+            for _ in range(2):  # the second one reads what the first one left
+                said = client.post("/v1/completions", json=ask).json()
+                assert said["system_fingerprint"] == release_id
+                assert said["choices"][0]["token_ids"] == want
+
+
+def test_going_back_reads_nothing_from_disk(vllm_server: VllmServer) -> None:
+    for release_id in ("r1", "r2"):
+        vllm_server.registry.swap_to(release_id)
+        vllm_server.wait_for(release_id)
+    stored = vllm_server.registry.artifacts.path(vllm_server.releases[1].artifact)
+    away = stored.rename(stored.with_name("away"))
+    try:
+        vllm_server.registry.swap_to("r1")
+        vllm_server.wait_for("r1")
+    finally:
+        away.rename(stored)
+    with vllm_server.client("bob") as client:
+        assert ask_whole(client) == (
+            "r1",
+            tiny_models.greedy(vllm_server.folders["r1"], PROMPT, 24),
+        )
+
+
+def test_bad_release_of_each_kind_is_refused_while_serving_goes_on(
     vllm_server: VllmServer, tmp_path: Path
 ) -> None:
     good = vllm_server.releases[1]
-    vllm_server.registry.publish(good)
+    vllm_server.registry.swap_to(good.id)
     vllm_server.wait_for(good.id)
-    folder = tmp_path / "nan"
-    shutil.copytree(vllm_server.folders["r2"], folder)
-    tiny_models.poison(folder)
-    artifact = vllm_server.registry.artifacts.put("policy", folder)
-    bad = vllm_server.releases[2].model_copy(update={"id": "r-nan", "artifact": artifact})
-    vllm_server.registry.publish(bad)
-    vllm_server.wait_for("r-nan")
-    # Right weights, canary of others: only the check after the swap can tell.
-    wrong = vllm_server.releases[2].model_copy(update={"id": "r-canary", "canary": good.canary})
-    vllm_server.registry.publish(wrong)
-    vllm_server.wait_for("r-canary")
+    want = good.id, tiny_models.greedy(vllm_server.folders[good.id], PROMPT, 24)
+    one_of_each_kind = {bad.kind: bad for bad in BAD}
     with vllm_server.client("bob") as client:
-        assert ask_whole(client) == (
-            good.id,
-            tiny_models.greedy(vllm_server.folders[good.id], PROMPT, 24),
-        )
-        changes = client.get("/v1/releases").json()["data"]
-    assert [c["outcome"] for c in changes[-2:]] == ["refused", "rolled_back"]
-    assert "NaN" in changes[-2]["reason"]
-    transitions = [
+        assert ask_whole(client) == want
+        for kind, bad in one_of_each_kind.items():
+            release_id = bad.publish(
+                vllm_server.registry,
+                vllm_server.folders["r2"],
+                vllm_server.releases[2],
+                tmp_path / kind,
+            )
+            vllm_server.wait_for(release_id)
+            vllm_server.registry.swap_to(good.id)
+            change = client.get("/v1/releases").json()["data"][-1]
+            assert change["outcome"] == ("rolled_back" if kind == "canary" else "refused")
+            assert bad.says in change["reason"]
+            assert ask_whole(client) == want
+    transitions = {
         e.release_change.transition
         for e in vllm_server.sink.events()
-        if e.HasField("release_change")
-    ]
-    assert transitions[-2:] == [pb.RELEASE_TRANSITION_REFUSED, pb.RELEASE_TRANSITION_ROLLED_BACK]
+        if e.HasField("release_change") and e.release_change.release_id.startswith("bad-")
+    }
+    assert transitions == {pb.RELEASE_TRANSITION_REFUSED, pb.RELEASE_TRANSITION_ROLLED_BACK}
     vllm_server.registry.publish(good)
+
+
+def test_engine_that_is_killed_takes_its_server_with_it(vllm_server: VllmServer) -> None:
+    """The last test on this server."""
+    children = child_processes(vllm_server.pid)
+    assert children
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert vllm_server.process.wait(60) != 0
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def child_processes(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -1,0 +1,295 @@
+"""Swaps under load, each answer compared with Hugging Face's by the release that it names; releases
+that must not be served; and how long a swap holds answers back.
+
+QUICK=1 measures the same with fewer swaps, one bad release of each kind and a small model.
+"""
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.result import Figure, figure
+from contracts.release import ReleaseRegistry
+from tests import tiny_models
+from tests.conftest import free_port, start_server, wait_until_ready
+from tests.fakes import FileSink
+from tests.serving.bad_releases import BAD
+
+QUICK = os.environ.get("QUICK", "") not in ("", "0")
+SWAPS = 12 if QUICK else 200
+PAUSES = 3 if QUICK else 20
+CLIENTS = 16
+WEIGHT_SETS = 4
+TOKENS = 24
+# A prompt whose head fills a block of the prefix cache, 128 tokens on a CPU, and one that is too
+# short to be cached.
+CACHED_TOKENS, SHORT_TOKENS = 150, 8
+CANARY_TOKENS = 64
+DEALT_WITH_BOUND_S = 600
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server of this suite on the first of its releases."""
+
+    url: str
+    registry: ReleaseRegistry
+    folders: dict[str, Path]
+
+    def client(self) -> httpx.Client:
+        headers = {"authorization": "Bearer il-bob"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=DEALT_WITH_BOUND_S)
+
+    def swap_to(self, release_id: str) -> dict[str, Any]:
+        self.registry.swap_to(release_id)
+        return self.change_to(release_id)
+
+    def change_to(self, release_id: str) -> dict[str, Any]:
+        """What became of the release, once the server has dealt with it."""
+        deadline = time.monotonic() + DEALT_WITH_BOUND_S
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                change: dict[str, Any] = client.get("/v1/releases").json()["data"][-1]
+                if change["release"] == release_id:
+                    return change
+                time.sleep(0.02)
+        raise TimeoutError(f"the server did not deal with {release_id}")
+
+
+def measure() -> list[Figure]:
+    """Run everything, one server after another."""
+    with tempfile.TemporaryDirectory() as aside:
+        root = Path(aside)
+        with _server(root / "small", _small_folders(root, tied=False)) as server:
+            figures = _load(server) + _bad_releases(server, root)
+        with _server(root / "large", _large_folders(root), CANARY_TOKENS) as server:
+            figures += _pauses(server)
+        for tied in () if QUICK else (False, True):
+            name = "tied" if tied else "untied"
+            folders = _small_folders(root / f"compiled-{name}", tied=tied)
+            with _server(root / name, folders, INSTRUCTLOOP_ENFORCE_EAGER="false") as server:
+                figures.append(figure(f"wrong_compiled_{name}", [_wrong(server)], "answers", "0"))
+    load = os.getloadavg()[2]
+    return [*figures, figure("load_average_15_min", [load], "processes")]
+
+
+@contextmanager
+def _server(
+    root: Path, folders: list[Path], canary_tokens: int | None = None, **environment: str
+) -> Iterator[Server]:
+    registry = ReleaseRegistry(root / "registry")
+    releases = [
+        tiny_models.release(registry, folder, f"r{i}", canary_tokens)
+        for i, folder in enumerate(folders)
+    ]
+    for release in reversed(releases):
+        registry.publish(release)
+    port, sink = free_port(), FileSink(root / "events")
+    os.environ |= environment
+    process = start_server(registry.root, port, sink.path, root / "server.log")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, root / "server.log")
+        yield Server(url, registry, {r.id: f for r, f in zip(releases, folders, strict=True)})
+    finally:
+        for name in environment:
+            del os.environ[name]
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+def _small_folders(root: Path, *, tied: bool) -> list[Path]:
+    return [tiny_models.save(root / f"model{i}", i, tied=tied) for i in range(WEIGHT_SETS)]
+
+
+def _large_folders(root: Path) -> list[Path]:
+    """Two sets of random weights for a Llama of 116 million parameters."""
+    if QUICK:
+        return _small_folders(root / "large-models", tied=False)[:2]
+    config = LlamaConfig(
+        vocab_size=20_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    folders = [root / f"large{seed}" for seed in range(2)]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).float().save_pretrained(folder)
+        tiny_models.tokenizer().save_pretrained(folder)
+    return folders
+
+
+class _Asking:
+    """Clients that ask on, and what was wrong with the answers."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._done = server, threading.Event()
+        words = tiny_models.tokenizer().encode(" ".join([*tiny_models.LINES] * 4))
+        self._prompts = {"stale_cache": words[:CACHED_TOKENS], "mixed": words[:SHORT_TOKENS]}
+        self._want = {
+            (release_id, fault): tiny_models.continued(folder, prompt, TOKENS)
+            for release_id, folder in server.folders.items()
+            for fault, prompt in self._prompts.items()
+        }
+        self.found: Counter[str] = Counter()
+        self.releases: set[str] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            clients = [pool.submit(self._ask_on, number) for number in range(CLIENTS)]
+            try:
+                yield
+            finally:
+                self._done.set()
+            for client in clients:
+                client.result()
+
+    def _ask_on(self, number: int) -> None:
+        with self._server.client() as client:
+            while not self._done.is_set():
+                for fault in self._prompts:
+                    self.ask(client, fault, streams=number % 2 == 0)
+
+    def ask(self, client: httpx.Client, fault: str, *, streams: bool) -> None:
+        """Ask once; an answer that is not its release's own counts as `fault`."""
+        body = {
+            "model": "tiny",
+            "prompt": self._prompts[fault],
+            "temperature": 0,
+            "max_tokens": TOKENS,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "stream": streams,
+        }
+        self.found["answers"] += 1
+        try:
+            response = client.post("/v1/completions", json=body)
+            bodies = _bodies(response)
+            tokens = [t for b in bodies for t in b["choices"][0]["token_ids"]]
+            labels = {b.get("system_fingerprint") for b in bodies}
+        except (httpx.HTTPError, LookupError, ValueError):
+            self.found["failed"] += 1
+            return
+        label = response.headers.get("x-policy-release")
+        if labels != {label} or label is None:
+            self.found["unstamped"] += 1
+        elif self._want.get((label, fault)) != tokens:
+            self.found[fault] += 1
+        else:
+            self.releases.add(label)
+
+
+def _bodies(response: httpx.Response) -> list[dict[str, Any]]:
+    response.raise_for_status()
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        return [response.json()]
+    lines = response.text.splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def _load(server: Server) -> list[Figure]:
+    asking, done = _Asking(server), 0
+    with asking.running():
+        for number in range(1, SWAPS + 1):
+            change = server.swap_to(f"r{number % WEIGHT_SETS}")
+            done += change["outcome"] == "swapped_in"
+    seen = float(len(asking.releases))
+    return [
+        figure("swaps", [done], "swaps", ">= 200"),
+        figure("answers", [asking.found["answers"]], "answers"),
+        figure("releases_seen", [seen], "releases", str(WEIGHT_SETS)),
+        *(
+            figure(name, [asking.found[name]], "answers", "0")
+            for name in ("failed", "mixed", "unstamped", "stale_cache")
+        ),
+    ]
+
+
+def _bad_releases(server: Server, root: Path) -> list[Figure]:
+    """Each is published over a good one; the good one must go on answering as before."""
+    good, spoiled = "r0", "r1"
+    server.swap_to(good)
+    bad_ones = list({bad.kind: bad for bad in BAD}.values()) if QUICK else BAD
+    asking, accepted = _Asking(server), 0
+    release = server.registry.get(spoiled)
+    with server.client() as client:
+        for bad in bad_ones:
+            aside = root / "bad" / bad.name
+            release_id = bad.publish(server.registry, server.folders[spoiled], release, aside)
+            change = server.change_to(release_id)
+            server.registry.swap_to(good)
+            before = asking.found.total() - asking.found["answers"]
+            asking.ask(client, "mixed", streams=False)
+            asking.ask(client, "stale_cache", streams=True)
+            touched = asking.found.total() - asking.found["answers"] > before
+            refused = change["outcome"] != "swapped_in" and bad.says in change["reason"]
+            accepted += touched or not refused or asking.releases != {good}
+    return [
+        figure("bad_releases_tried", [len(bad_ones)], "releases", ">= 50"),
+        figure("bad_release_kinds", [len({bad.kind for bad in bad_ones})], "kinds", ">= 10"),
+        figure("bad_releases_accepted", [accepted], "releases", "0"),
+    ]
+
+
+def _pauses(server: Server) -> list[Figure]:
+    """Pause of a swap to another release, and a plain copy of its weights right after."""
+    weights = load_file(server.folders["r0"] / "model.safetensors")
+    copies = {name: torch.empty_like(tensor) for name, tensor in weights.items()}
+    _copy_ms(weights, copies)  # once, so that the pages are there
+    pauses, plain = [], []
+    for number in range(PAUSES):
+        pauses.append(server.swap_to(f"r{(number + 1) % 2}")["pause_ms"])
+        plain.append(_copy_ms(weights, copies))
+    return [
+        figure("pause_ms", pauses, "ms"),
+        figure("copy_ms", plain, "ms"),
+        figure(
+            "pause_over_copy",
+            [pause / copy for pause, copy in zip(pauses, plain, strict=True)],
+            "ratio",
+            "<= 0.2",
+        ),
+    ]
+
+
+def _copy_ms(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> float:
+    began = time.perf_counter()
+    for name, tensor in source.items():
+        target[name].copy_(tensor)
+    return (time.perf_counter() - began) * 1000
+
+
+def _wrong(server: Server) -> float:
+    """Answers of an engine that compiled its model, after each of some swaps, that differ from
+    Hugging Face's.
+    """
+    asking = _Asking(server)
+    with server.client() as client:
+        for number in (1, 2, 3, 0, 1):
+            server.swap_to(f"r{number}")
+            for fault in ("mixed", "stale_cache"):
+                asking.ask(client, fault, streams=False)
+    return float(asking.found.total() - asking.found["answers"])

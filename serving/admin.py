@@ -1,0 +1,134 @@
+"""The operator's routes for releases: what is served, swap, pin, roll back, drain."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict
+
+from contracts.release import ReleaseRegistry
+from serving.engine import Body
+from serving.replica import ReplicaReporter
+from serving.swap import WeightSwapper
+
+
+class Wanted(BaseModel):
+    """Which release."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    release: str
+
+
+class Pinned(BaseModel):
+    """Which release; None for the one that should be served now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What an operator sees and steers: the registry, and this replica."""
+
+    registry: ReleaseRegistry
+    swapper: WeightSwapper
+    replica: ReplicaReporter
+
+    async def status(self) -> Body:
+        """What this replica serves, what it should, and what the other replicas say."""
+        registry, swapper, replica = self.registry, self.swapper, self.replica
+        replicas = await run_in_threadpool(registry.rollout.replicas, replica.now())
+        own = replica.record()
+        return {
+            "object": "status",
+            **own.model_dump(mode="json", exclude={"at"}),
+            "standby": swapper.standby.id if swapper.standby else None,
+            "current": await run_in_threadpool(registry.current_id),
+            "pinned": await run_in_threadpool(registry.pinned_id),
+            "counts": Counter(change.outcome for change in swapper.changes),
+            "last_change": asdict(swapper.changes[-1]) if swapper.changes else None,
+            "replicas": [
+                r.model_dump(mode="json") | {"lost": r.is_lost(replica.now())}
+                for r in [*(r for r in replicas if r.name != own.name), own]
+            ],
+        }
+
+    async def releases(self) -> Body:
+        """Every release with its lineage, and when which one was to be served and why."""
+        known = await run_in_threadpool(self.registry.releases)
+        turns = await run_in_threadpool(self.registry.turns)
+        return {
+            "object": "list",
+            "data": [release.model_dump(mode="json", exclude={"canary"}) for release in known],
+            "history": [turn.model_dump(mode="json") for turn in turns],
+        }
+
+    async def change(self, how: Callable[..., object], *wanted: str | None) -> Body:
+        """Change the registry, and the status once this replica followed. Raises HTTPException
+        where it could not.
+        """
+        await run_in_threadpool(how, *wanted)
+        # Shielded: a client that leaves does not break a swap off.
+        await asyncio.shield(asyncio.ensure_future(self.swapper.look(again=True)))
+        own = self.replica.record()
+        if own.serving != own.target:
+            raise HTTPException(
+                409, f"{own.target} should be served, and {own.serving} still is: {own.reason}"
+            )
+        return await self.status()
+
+    async def drain(self, *, out: bool) -> Body:
+        """Take this replica out of service, so that it is not ready and answers what still comes;
+        or put it back.
+        """
+        self.replica.draining = out
+        return await self.status()
+
+
+def router(bridge: Bridge, admin: Callable[..., Any]) -> APIRouter:
+    """The routes; each demands a key through the dependency `admin`.
+
+    What they change is in the registry, so every replica follows; the replies are of this one.
+    """
+    routes = APIRouter(prefix="/v1/admin", tags=["releases"], dependencies=[Depends(admin)])
+    registry = bridge.registry
+    routes.get("/status")(bridge.status)
+    routes.get("/releases")(bridge.releases)
+
+    @routes.post("/swap")
+    async def swap(wanted: Wanted) -> Body:
+        """Serve this release now; one that was refused before is tried again."""
+        return await bridge.change(registry.swap_to, wanted.release)
+
+    @routes.post("/pin")
+    async def pin(pinned: Pinned) -> Body:
+        """Stay on this release, whatever is published, until it is unpinned."""
+        return await bridge.change(registry.pin, pinned.release)
+
+    @routes.post("/unpin")
+    async def unpin() -> Body:
+        """Follow what is published again."""
+        return await bridge.change(registry.unpin)
+
+    @routes.post("/rollback")
+    async def rollback() -> Body:
+        """Serve the parent of the release that should be served now."""
+        return await bridge.change(registry.rollback)
+
+    @routes.post("/drain")
+    async def drain() -> Body:
+        """Take this replica out of service: it is not ready, and answers what still comes."""
+        return await bridge.drain(out=True)
+
+    @routes.post("/undrain")
+    async def undrain() -> Body:
+        """Put this replica back."""
+        return await bridge.drain(out=False)
+
+    return routes

@@ -1,0 +1,74 @@
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from contracts.release import Canary, Release, ReleaseRegistry
+from contracts.rollout import Replica
+from instructloop.cli import app
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> ReleaseRegistry:
+    """Two releases; replica a serves the second one."""
+    registry = ReleaseRegistry(tmp_path / "registry")
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "model.safetensors").write_bytes(b"weights")
+    artifact = registry.artifacts.put("policy", tmp_path / "policy")
+    for number in (1, 2):
+        registry.publish(
+            Release(
+                id=f"r{number}",
+                model="small",
+                created=dt.datetime(2026, 1, number, tzinfo=dt.UTC),
+                artifact=artifact,
+                canary=Canary(token_ids=(1, 2), logprobs=(-0.5,)),
+                parent="r1" if number == 2 else None,
+                code_version="test",
+            )
+        )
+    report(registry, "a", serving="r2")
+    return registry
+
+
+def report(
+    registry: ReleaseRegistry, name: str, serving: str, age_s: float = 0, reason: str | None = None
+) -> None:
+    registry.rollout.report(
+        Replica(
+            name=name,
+            at=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=age_s),
+            state="serving",
+            draining=False,
+            running=0,
+            serving=serving,
+            target="r2",
+            reason=reason,
+        )
+    )
+
+
+def release(registry: ReleaseRegistry, *words: str) -> Result:
+    return CliRunner().invoke(app, ["release", *words, "--registry", str(registry.root)])
+
+
+def test_status_tells_whether_every_replica_serves_the_target(registry: ReleaseRegistry) -> None:
+    report(registry, "lost", serving="r1", age_s=300)
+    said = release(registry, "status")
+    assert said.exit_code == 0
+    assert said.output.splitlines()[:2] == ["target r2", "a  r2  serving  0 running"]
+    assert "lost  r1  lost since" in said.output
+    report(registry, "b", serving="r1", reason="canary: expected other numbers")
+    said = release(registry, "status")
+    assert said.exit_code == 1 and "canary: expected" in said.output
+
+
+def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry) -> None:
+    assert release(registry, "swap", "r1").output == "r1\n"
+    assert release(registry, "pin", "r2").output == "r2\n"
+    assert release(registry, "status").output.startswith("target r2 (pinned)")
+    assert release(registry, "rollback").output == "r1\n"
+    assert registry.target_id() == "r1" and registry.pinned_id() == "r1"
+    assert release(registry, "unpin").output == "r1\n"
+    assert registry.pinned_id() is None
