@@ -95,6 +95,12 @@ def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     return head.weight, head.bias
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its unembedding."""
+    backbone: PreTrainedModel = model.base_model
+    return backbone
+
+
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
@@ -113,7 +119,7 @@ def packed_loss(
     """The sum of `losses` over `targets_M`, predicted at `at_M` at temperature 1, and their
     log-probabilities [M] (without gradient).
     """
-    hidden_MH = hidden_states(model.base_model, packed, at_M)
+    hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
 
 
@@ -122,7 +128,7 @@ def packed_logprobs(
     model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor
 ) -> Tensor:
     """Log-probabilities, float32 [M], of `targets_M` where the model stands at `at_M`."""
-    hidden_MH = hidden_states(model.base_model, packed, at_M)
+    hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprobs(hidden_MH, *unembedding(model), targets_M)
 
 

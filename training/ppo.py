@@ -40,7 +40,7 @@ from training.objectives import (
     value_losses,
     whiten,
 )
-from training.optimizer import adam, autocast, set_rate, warmup_share
+from training.optimizer import adam, autocast, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
 
@@ -130,13 +130,8 @@ def train_ppo(
             for indices in shuffled_batches(len(rollout), config.minibatch, rng):
                 rows_PT = stream.take(len(indices) * config.ptx_examples_per_episode)
                 steps.append(update(config, nets, experience, indices, rows_PT))
-                for model, optimizer in (
-                    (nets.policy, policy_optimizer),
-                    (nets.value, value_optimizer),
-                ):
-                    nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                step(nets.policy, policy_optimizer, config.max_grad_norm)
+                step(nets.value, value_optimizer, config.max_grad_norm)
 
         # 5. Average the weights, write what happened.
         average_weights(average, nets.policy, config.ema)

@@ -20,7 +20,7 @@ from training.model import Pair, load_policy, response_logprobs
 from training.optimizer import cosine_share
 from training.sft import set_residual_dropout, train_sft
 
-PAIRS = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
+PAIRS: list[Pair] = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
 
 
 def unpacked_loss(model: PreTrainedModel) -> torch.Tensor:
