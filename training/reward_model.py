@@ -24,9 +24,9 @@ from training.data import (
     render,
     shuffled_batches,
 )
+from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics
 from training.model import RewardModel, load_tokenizer
-from training.objectives import ranking_loss, strict_pairs
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
 from training.packing import PASS_TOKENS, Packed, Tree, passes
 
