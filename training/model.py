@@ -97,7 +97,8 @@ def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its unembedding."""
-    backbone: PreTrainedModel = model.base_model
+    backbone = model.base_model
+    assert isinstance(backbone, PreTrainedModel)
     return backbone
 
 

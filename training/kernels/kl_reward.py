@@ -22,7 +22,7 @@ def kl_rewards(
 
 
 @triton.jit
-def _rewards(scores, logprobs, references, lengths, rewards, width, beta, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rewards(scores, logprobs, references, lengths, rewards, width, beta, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     length, score = tl.load(lengths + row), tl.load(scores + row)

@@ -4,6 +4,7 @@ Shapes: M tokens, H width of the model, V vocabulary, C tokens of a chunk.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,12 +69,10 @@ class _LogprobLoss(torch.autograd.Function):
         losses: TokenLosses,
         impl: Impl | None,
     ) -> tuple[Tensor, Tensor]:
-        whole = {"dtype": torch.float32, "device": hidden_MH.device}
-        loss, logprobs_M = torch.zeros((), **whole), torch.empty(len(targets_M), **whole)
-        dweight_VH, dbias_V = (
-            torch.zeros(weight_VH.shape, **whole),
-            torch.zeros(len(weight_VH), **whole),
-        )
+        # In float32, whatever the type of what comes in.
+        whole = partial(hidden_MH.new_zeros, dtype=torch.float32)
+        loss, logprobs_M = whole(()), whole(len(targets_M))
+        dweight_VH, dbias_V = whole(weight_VH.shape), whole(len(weight_VH))
         dhidden_MH = torch.empty_like(hidden_MH)
         for at in _chunks(len(targets_M)):
             logits_CV, targets_C = _logits(hidden_MH[at], weight_VH, bias_V), targets_M[at]

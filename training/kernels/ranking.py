@@ -32,7 +32,7 @@ class _RankingLoss(torch.autograd.Function):
 
 
 @triton.jit
-def _pairs(scores, ranks, mask, losses, slopes, count, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pairs(scores, ranks, mask, losses, slopes, count, WIDTH: tl.constexpr):
     row = tl.program_id(0)
     at = tl.arange(0, WIDTH)
     place, inside = row * count + at, at < count

@@ -33,7 +33,8 @@ def logits_gradient_(
 def entropies(logits_CV: Tensor) -> Tensor:
     """-sum p log p of every row, in nats, float32 [C]."""
     logprobs_CV = logits_CV.log_softmax(-1)
-    return -torch.linalg.vecdot(logprobs_CV.exp(), logprobs_CV)
+    entropies_C: Tensor = -torch.linalg.vecdot(logprobs_CV.exp(), logprobs_CV)
+    return entropies_C
 
 
 def discounted_sums(x_BR: Tensor, decay: float) -> Tensor:

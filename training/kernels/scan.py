@@ -17,13 +17,13 @@ def discounted_sums(x_BR: Tensor, decay: float) -> Tensor:
 
 
 @triton.jit
-def _join(decay_a, sum_a, decay_b, sum_b):  # type: ignore[no-untyped-def]
+def _join(decay_a, sum_a, decay_b, sum_b):
     """What a pair of stretches does together: b follows a in the order of the scan."""
     return decay_a * decay_b, sum_a * decay_b + sum_b
 
 
 @triton.jit
-def _scan(x, sums, width, decay, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scan(x, sums, width, decay, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     carry = 0.0
     for start in range(0, width, BLOCK):

@@ -31,7 +31,7 @@ def logits_gradient_(
 
 
 @triton.jit
-def _statistics(logits, targets, logprobs, lses, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _statistics(logits, targets, logprobs, lses, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     # Of every column of the block: the running maximum, and the sum of exp(z - maximum).
@@ -52,7 +52,7 @@ def _statistics(logits, targets, logprobs, lses, columns, BLOCK: tl.constexpr): 
 
 
 @triton.jit
-def _gradient(logits, targets, lses, slopes, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gradient(logits, targets, lses, slopes, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns

@@ -27,7 +27,7 @@ def whiten(values_BR: Tensor, mask_BR: Tensor, shift_mean: bool) -> Tensor:
 
 
 @triton.jit
-def _moments(values, mask, parts, size, blocks, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _moments(values, mask, parts, size, blocks, BLOCK: tl.constexpr):
     block = tl.program_id(0)
     at = block * BLOCK + tl.arange(0, BLOCK)
     real = tl.load(mask + at, mask=at < size, other=0).to(tl.float32)
@@ -41,7 +41,7 @@ def _moments(values, mask, parts, size, blocks, BLOCK: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _apply(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def _apply(  # noqa: PLR0913, PLR0917
     values,
     mask,
     parts,
