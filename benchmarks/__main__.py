@@ -6,7 +6,7 @@ import importlib
 from benchmarks.result import write
 from instructloop.version import code_version
 
-SUITES = ("dataset", "demo", "e2e", "pii", "resume", "reward_model", "swap")
+SUITES = ("dataset", "demo", "e2e", "parts", "pii", "ppo", "resume", "reward_model", "sft", "swap")
 
 
 def main() -> None:

@@ -94,3 +94,9 @@ def episodes(count: int) -> list[Episode]:
         )
         for _ in range(count)
     ]
+
+
+def rows(count: int, width: int) -> list[list[int]]:
+    """Pretraining text in rows of `width` tokens."""
+    rng = np.random.default_rng(8)
+    return [_text(rng, width, ends=False) for _ in range(count)]

@@ -83,7 +83,7 @@ class RmsNorm(torch.autograd.Function):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        normed = (x * inverse).mul_(weight)
+        normed: Tensor = (x * inverse).mul_(weight)
         cast = torch.is_autocast_enabled("cpu")
         return normed.to(torch.get_autocast_dtype("cpu")) if cast else normed
 

@@ -25,7 +25,7 @@ from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
 from training.backbone import hidden_states
-from training.kernels import TokenLosses, linear_logprob_loss, linear_logprobs
+from training.kernels.linear_logprob import TokenLosses, linear_logprob_loss, linear_logprobs
 from training.packing import PASS_TOKENS, Packed, Tree, passes
 
 REWARD_HEAD = "reward_head.safetensors"
@@ -95,6 +95,13 @@ def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     return head.weight, head.bias
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its unembedding."""
+    backbone = model.base_model
+    assert isinstance(backbone, PreTrainedModel)
+    return backbone
+
+
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
@@ -113,16 +120,18 @@ def packed_loss(
     """The sum of `losses` over `targets_M`, predicted at `at_M` at temperature 1, and their
     log-probabilities [M] (without gradient).
     """
-    hidden_MH = hidden_states(model.base_model, packed, at_M)
+    hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
 
 
 @torch.no_grad()
 def packed_logprobs(
     model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor
-) -> Tensor:
-    """Log-probabilities, float32 [M], of `targets_M` where the model stands at `at_M`."""
-    hidden_MH = hidden_states(model.base_model, packed, at_M)
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `targets_M` where the model stands at `at_M`, and the entropies there,
+    both float32 [M].
+    """
+    hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprobs(hidden_MH, *unembedding(model), targets_M)
 
 
@@ -133,7 +142,7 @@ def response_logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Ten
     """
     found: list[Tensor] = [torch.empty(0)] * len(pairs)
     for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
-        logprobs_M = packed_logprobs(model, *pack_pairs([pairs[i] for i in part]))
+        logprobs_M, _ = packed_logprobs(model, *pack_pairs([pairs[i] for i in part]))
         lengths = [len(pairs[i][1]) for i in part]
         for i, own_R in zip(part, logprobs_M.split(lengths), strict=True):
             found[i] = own_R

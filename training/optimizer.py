@@ -17,6 +17,14 @@ def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> 
     )
 
 
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    """One step along the gradients that were accumulated, cut to `max_norm`; their norm."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contracts.errors import InvalidInput
 from training.config import PpoConfig
 from training.data import PromptRow, TokenStream, fits, render, shuffled_batches
+from training.kernels import kl_rewards, masked_mean, whiten
 from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics
 from training.model import (
@@ -34,13 +35,10 @@ from training.objectives import (
     clipped,
     explained_variance,
     gae,
-    kl_rewards,
-    masked_mean,
     policy_losses,
     value_losses,
-    whiten,
 )
-from training.optimizer import adam, autocast, set_rate, warmup_share
+from training.optimizer import adam, autocast, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
 
@@ -57,7 +55,9 @@ class Networks:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout and what was computed of it once, before any update. All [B, R] but scores_B."""
+    """A rollout and what was computed of it once, before any update. All [B, R] but scores_B;
+    `entropy` of the policy in nats a token.
+    """
 
     rollout: Rollout
     old_logprobs_BR: Tensor
@@ -66,6 +66,7 @@ class Experience:
     advantages_BR: Tensor
     returns_BR: Tensor
     scores_B: Tensor
+    entropy: float
 
     @property
     def kl(self) -> float:
@@ -130,13 +131,8 @@ def train_ppo(
             for indices in shuffled_batches(len(rollout), config.minibatch, rng):
                 rows_PT = stream.take(len(indices) * config.ptx_examples_per_episode)
                 steps.append(update(config, nets, experience, indices, rows_PT))
-                for model, optimizer in (
-                    (nets.policy, policy_optimizer),
-                    (nets.value, value_optimizer),
-                ):
-                    nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                step(nets.policy, policy_optimizer, config.max_grad_norm)
+                step(nets.value, value_optimizer, config.max_grad_norm)
 
         # 5. Average the weights, write what happened.
         average_weights(average, nets.policy, config.ema)
@@ -176,14 +172,15 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
     """Scores, log-probs, values, advantages and returns of a rollout, before any update."""
     shape = rollout.mask_BR.shape
     logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-    scores_B = torch.zeros(len(rollout))
+    scores_B, entropies = torch.zeros(len(rollout)), []
     for part in without_padding(rollout, range(len(rollout))):
         packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part])
         rows_M, columns_M = rollout.mask_BR[part].nonzero(as_tuple=True)
         places = torch.tensor(part)[rows_M], columns_M
         with autocast(config.precision):
-            logprobs_BR[places] = packed_logprobs(nets.policy, packed, at_M, targets_M)
-            ref_BR[places] = packed_logprobs(nets.reference, packed, at_M, targets_M)
+            logprobs_BR[places], entropies_M = packed_logprobs(nets.policy, packed, at_M, targets_M)
+            entropies.append(entropies_M)
+            ref_BR[places], _ = packed_logprobs(nets.reference, packed, at_M, targets_M)
             values_BR[places] = nets.value.scores(packed, at_M)
             scores_B[part] = nets.reward.scores(packed, packed.ends)
     scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
@@ -201,6 +198,7 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
         advantages_BR=whiten(advantages_BR, rollout.mask_BR),
         returns_BR=returns_BR,
         scores_B=scores_B,
+        entropy=torch.cat(entropies).mean().item(),
     )
 
 
@@ -282,7 +280,7 @@ def figures(experience: Experience) -> dict[str, float]:
         "kl": experience.kl,
         "length": mask_BR.sum(1).float().mean().item(),
         "eos_rate": rollout.finished_B.float().mean().item(),
-        "entropy": -masked_mean(experience.old_logprobs_BR, mask_BR).item(),
+        "entropy": experience.entropy,
         "explained_variance": explained_variance(
             experience.old_values_BR, experience.returns_BR, mask_BR
         ),

@@ -19,7 +19,7 @@ from training.config import PretrainConfig
 from training.data import TokenStream
 from training.metrics import Metrics
 from training.model import save_policy
-from training.optimizer import adam, autocast, cosine_share, set_rate
+from training.optimizer import adam, autocast, cosine_share, set_rate, step
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -52,20 +52,18 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
         tokenizer(list(texts))["input_ids"], tokenizer.eos_token_id, config.row_tokens, config.seed
     )
     optimizer = adam(model.parameters(), config.learning_rate)
-    for step in range(config.steps):
+    for i in range(config.steps):
         set_rate(
             optimizer,
-            config.learning_rate * cosine_share(step, config.steps, 0.1, config.warmup_steps),
+            config.learning_rate * cosine_share(i, config.steps, 0.1, config.warmup_steps),
         )
         rows_BT = stream.take(config.rows_per_step)
         with autocast(config.precision):
             loss = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 10 == 0 or step == config.steps - 1:
-            metrics.write(step, loss=loss.item())
+        step(model, optimizer, config.max_grad_norm)
+        if i % 10 == 0 or i == config.steps - 1:
+            metrics.write(i, loss=loss.item())
     save_policy(model, tokenizer, folder)
 
 

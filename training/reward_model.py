@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
@@ -24,10 +24,10 @@ from training.data import (
     render,
     shuffled_batches,
 )
+from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics
 from training.model import RewardModel, load_tokenizer
-from training.objectives import ranking_loss, strict_pairs
-from training.optimizer import adam, autocast, cosine_share, set_rate
+from training.optimizer import adam, autocast, cosine_share, set_rate, step
 from training.packing import PASS_TOKENS, Packed, Tree, passes
 
 
@@ -79,16 +79,14 @@ def train_reward_model(
     size = config.prompts_per_batch
     batches = [b for _ in range(config.epochs) for b in shuffled_batches(len(ranked), size, rng)]
     model.eval()  # no dropout
-    for step, batch in enumerate(batches):
+    for i, batch in enumerate(batches):
         set_rate(
             optimizer,
-            config.learning_rate * cosine_share(step, len(batches), config.final_rate_share),
+            config.learning_rate * cosine_share(i, len(batches), config.final_rate_share),
         )
-        figures = accumulate_gradients(model, [ranked[i] for i in batch], config.precision)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        metrics.write(step, **figures, grad_norm=norm.item())
+        figures = accumulate_gradients(model, [ranked[r] for r in batch], config.precision)
+        norm = step(model, optimizer, config.max_grad_norm)
+        metrics.write(i, **figures, grad_norm=norm)
 
     model.shift += mean_score(model, zero)
     model.save(folder, tokenizer)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +30,7 @@ from training.model import (
     response_logprobs,
     save_policy,
 )
-from training.optimizer import adam, cosine_share, set_rate
+from training.optimizer import adam, cosine_share, set_rate, step
 
 # Llama, Qwen and Gemma; GPT-2; OPT and Phi; GPT-NeoX, Falcon and BLOOM.
 INTO_STREAM = frozenset(
@@ -68,20 +67,18 @@ def train_sft(
     batches = [
         b for _ in range(config.epochs) for b in shuffled_batches(len(pairs), config.batch, rng)
     ]
-    for step, batch in enumerate(batches):
-        rate = config.learning_rate * cosine_share(step, len(batches), config.final_rate_share)
+    for i, batch in enumerate(batches):
+        rate = config.learning_rate * cosine_share(i, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
         model.train()
-        loss = accumulate_likelihood(model, [pairs[i] for i in batch], config.precision)
+        loss = accumulate_likelihood(model, [pairs[p] for p in batch], config.precision)
         if stream is not None:
             rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
             texts = [(row[:1], row[1:]) for row in rows_BT.tolist()]
             accumulate_likelihood(model, texts, config.precision, config.pretraining_share)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 10 == 0 or step == len(batches) - 1:
-            metrics.write(step, loss=loss, grad_norm=norm.item(), rate=rate)
+        norm = step(model, optimizer, config.max_grad_norm)
+        if i % 10 == 0 or i == len(batches) - 1:
+            metrics.write(i, loss=loss, grad_norm=norm, rate=rate)
     metrics.write(len(batches), validation_loss=_validate(model, held_out))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)

@@ -2,32 +2,15 @@
 
 import tempfile
 from itertools import combinations
-from typing import Any
 
 from datasets import Dataset, disable_progress_bars
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
 from benchmarks import workloads
+from benchmarks.trl.stopwatch import Stopwatch
 from benchmarks.trl.tokenizer import tokenizer
 from benchmarks.trl.worker import Clock, serve
-
-
-class Stopwatch(TrainerCallback):
-    """Times training alone, without what the trainer prepares, and keeps the first loss."""
-
-    def __init__(self) -> None:
-        self.clock, self.losses = Clock(), list[float]()
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.start()
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.stop()
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.losses.append(float(kwargs["logs"]["loss"]))
 
 
 def run(

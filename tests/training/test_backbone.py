@@ -10,8 +10,8 @@ from transformers import AutoModel, PreTrainedModel
 from tests.training.architectures import ARCHITECTURES, UNPACKABLE
 from training import llama
 from training.backbone import hidden_states, packs
+from training.kernels import ranking_loss
 from training.model import RewardModel
-from training.objectives import ranking_loss
 from training.packing import Packed, Tree, passes
 
 # Of float32: scores are near 1; a gradient is compared by the norm of the difference.

@@ -1,10 +1,41 @@
-"""Each operation against float64 and plain PyTorch: values, gradients, and what it may err."""
+"""Each operation, eager and in Triton, against float64: values, gradients, and what it may err."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor
 
-from training.kernels import discounted_sums, linear_logprob_loss, linear_logprobs
+from training.kernels import (
+    Impl,
+    discounted_sums,
+    kl_rewards,
+    logits_gradient_,
+    ranking_loss,
+    statistics_,
+    whiten,
+)
+from training.kernels.linear_logprob import linear_logprob_loss, linear_logprobs
+
+# Relative to the largest value of the truth: a few units in the last place of float32.
+BUDGET = 2e-6
+# Triton has to know that it interprets before it is imported; see the last test.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+IMPLS: tuple[Impl, ...] = ("eager", "triton") if INTERPRETED else ("eager",)
+both = pytest.mark.parametrize("impl", IMPLS)
+
+
+def close(ours: Tensor, truth: Tensor, budget: float = BUDGET) -> None:
+    ours, truth = ours.detach(), truth.detach()
+    error = float((ours.double() - truth).abs().max())
+    assert error <= budget * max(1.0, float(truth.abs().max()))
+
+
+def ragged(*lengths: int) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def naive(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_M: Tensor) -> Tensor:
@@ -12,10 +43,11 @@ def naive(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_M
     return logits_MV.log_softmax(-1).gather(1, targets_M[:, None])[:, 0]
 
 
+@both
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("tokens", [1, 700])
-def test_linear_logprob_loss_is_that_of_the_full_softmax(tokens: int, biased: bool) -> None:
+def test_linear_logprob_loss_is_that_of_the_full_softmax(impl: Impl, biased: bool) -> None:
     torch.manual_seed(0)
+    tokens = 700 if impl == "eager" else 5  # in two chunks, and in one
     hidden, weight, bias = torch.randn(tokens, 16), torch.randn(50, 16), torch.randn(50)
     targets, old = torch.randint(50, (tokens,)), torch.randn(tokens) - 4
     inputs = [x.requires_grad_() for x in (hidden, weight, bias)[: 3 if biased else 2]]
@@ -24,26 +56,104 @@ def test_linear_logprob_loss_is_that_of_the_full_softmax(tokens: int, biased: bo
     def losses(logprobs_C: Tensor, at: slice) -> Tensor:
         return (logprobs_C - old[at]).exp().clamp(max=2.0) * 0.1
 
-    loss, logprobs = linear_logprob_loss(inputs[0], inputs[1], ours_bias, targets, losses)
+    loss, logprobs = linear_logprob_loss(inputs[0], inputs[1], ours_bias, targets, losses, impl)
     ours = torch.autograd.grad(3 * loss, inputs)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     truth = naive(exact[0], exact[1], exact[2] if biased else None, targets)
     expected = losses(truth, slice(None)).sum()
-    torch.testing.assert_close(logprobs.double(), truth.detach(), atol=1e-5, rtol=1e-6)
+    close(logprobs, truth)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for mine, theirs in zip(ours, torch.autograd.grad(3 * expected, exact), strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-6
-    without = linear_logprobs(hidden, weight, ours_bias, targets)
-    torch.testing.assert_close(without, logprobs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("width", [1, 31, 32, 33, 100, 1500])
-def test_discounted_sums_are_those_of_a_loop(width: int) -> None:
+def test_log_probabilities_and_entropies_without_gradients() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(600, 16), torch.randn(50, 16), torch.randint(50, (600,))
+    logprobs, entropies = linear_logprobs(hidden, weight, None, targets)
+    close(logprobs, naive(hidden.double(), weight.double(), None, targets))
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1)
+    close(entropies, -(exact.exp() * exact).sum(-1))
+
+
+@both
+def test_rows_of_many_blocks_and_extreme_logits(impl: Impl) -> None:
+    torch.manual_seed(3)
+    logits, targets = torch.randn(3, 2500) * 30, torch.tensor([0, 2499, 1100])
+    logits[0, :2000] = float("-inf")
+    logits[0, 0] = 900.0
+    truth = logits.double().requires_grad_()
+    expected = truth.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    slopes = torch.tensor([0.5, -2.0, 1.0])
+    [gradient] = torch.autograd.grad((expected * slopes).sum(), truth)
+    logprobs, normaliser = statistics_(logits, targets, impl)
+    close(logprobs, expected)
+    close(logits_gradient_(logits, targets, normaliser, slopes, impl), gradient)
+
+
+@both
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 600])
+def test_discounted_sums_are_those_of_a_loop(width: int, impl: Impl) -> None:
     torch.manual_seed(1)
-    x_BR, expected_BR = torch.randn(3, width), torch.zeros(3, width, dtype=torch.float64)
-    running_B = torch.zeros(3, dtype=torch.float64)
+    x_BR, expected_BR = torch.randn(2, width), torch.zeros(2, width, dtype=torch.float64)
+    running_B = torch.zeros(2, dtype=torch.float64)
     for t in reversed(range(width)):
         running_B = x_BR[:, t].double() + 0.95 * running_B
         expected_BR[:, t] = running_B
-    got_BR = discounted_sums(x_BR, 0.95).double()
-    torch.testing.assert_close(got_BR, expected_BR, atol=1e-5, rtol=1e-5)
+    close(discounted_sums(x_BR, 0.95, impl), expected_BR)
+
+
+@both
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_far_from_zero(impl: Impl, shift_mean: bool) -> None:
+    # A mean of 100 with a deviation of 1: sums of squares would cancel.
+    torch.manual_seed(2)
+    values_BR, mask_BR = torch.randn(3, 900) + 100, ragged(900, 1, 333)
+    real = values_BR.double()[mask_BR]
+    expected = torch.zeros(3, 900, dtype=torch.float64)
+    whitened = (real - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
+    expected[mask_BR] = whitened + (0.0 if shift_mean else real.mean())
+    # The values themselves are known to 100 * 2^-24.
+    close(whiten(values_BR, mask_BR, shift_mean, impl), expected, 1e-5)
+
+
+@both
+def test_kl_rewards_of_ragged_rows(impl: Impl) -> None:
+    torch.manual_seed(4)
+    mask_BR, scores_B = ragged(700, 1, 513), torch.randn(3)
+    logprobs_BR, ref_BR = torch.randn(3, 700), torch.randn(3, 700)
+    expected = -0.3 * (logprobs_BR.double() - ref_BR.double()) * mask_BR
+    for b, length in enumerate((700, 1, 513)):
+        expected[b, length - 1] += scores_B[b]
+    close(kl_rewards(scores_B, logprobs_BR, ref_BR, mask_BR, 0.3, impl), expected)
+
+
+@both
+def test_ranking_loss_and_gradient_over_pairs(impl: Impl) -> None:
+    torch.manual_seed(5)
+    mask_BK = ragged(9, 4, 2)
+    ranks_BK = torch.tensor([[3, 0, 1, 1, 5, 4, 2, 6, 6], [1, 0, 2, 3] + [0] * 5, [0] * 9])
+    scores_BK = (torch.randn(3, 9) * 20).requires_grad_()
+    exact = scores_BK.detach().double().requires_grad_()
+    prompts = []
+    for b in range(2):  # the third is a tie
+        pairs = [
+            -torch.nn.functional.logsigmoid(exact[b, i] - exact[b, j])
+            for i, j in (p for c in combinations(range(9), 2) for p in (c, c[::-1]))
+            if mask_BK[b, i] and mask_BK[b, j] and ranks_BK[b, i] < ranks_BK[b, j]
+        ]
+        prompts.append(torch.stack(pairs).mean())
+    expected = torch.stack(prompts).mean()
+    loss = ranking_loss(scores_BK, ranks_BK, mask_BK, impl)
+    close(loss, expected)
+    [ours], [truth] = (torch.autograd.grad(x, y) for x, y in ((loss, scores_BK), (expected, exact)))
+    close(ours, truth)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that the test starts")
+def test_triton_in_its_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout

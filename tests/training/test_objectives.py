@@ -6,15 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.kernels import kl_rewards, ranking_loss, whiten
 from training.objectives import (
     clipped,
     explained_variance,
     gae,
-    kl_rewards,
     policy_losses,
-    ranking_loss,
     value_losses,
-    whiten,
 )
 
 

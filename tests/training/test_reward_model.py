@@ -13,9 +13,9 @@ import torch
 from contracts.errors import InvalidInput
 from tests.training.letters import REWARD, World, demonstrations, rankings
 from training.config import RewardModelConfig
+from training.kernels import ranking_loss
 from training.metrics import Metrics, read_metrics
 from training.model import RewardModel, load_tokenizer
-from training.objectives import ranking_loss
 from training.packing import Tree
 from training.reward_model import (
     PairScores,

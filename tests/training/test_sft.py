@@ -20,14 +20,14 @@ from training.model import Pair, load_policy, response_logprobs
 from training.optimizer import cosine_share
 from training.sft import set_residual_dropout, train_sft
 
-PAIRS = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
+PAIRS: list[Pair] = [([5, 6, 7], [11, 12, 0]), ([8], [13, 0]), ([9, 4], [10, 11, 12, 13, 14, 0])]
 
 
 def unpacked_loss(model: PreTrainedModel) -> torch.Tensor:
     """Of PAIRS, by Hugging Face on padded rows; -100 is what it leaves out: prompts, padding."""
     longest = max(len(p) + len(r) for p, r in PAIRS)
-    rows = [(p + r + [0] * longest)[:longest] for p, r in PAIRS]
-    labels = [([-100] * len(p) + r + [-100] * longest)[:longest] for p, r in PAIRS]
+    rows = [[*p, *r, *[0] * longest][:longest] for p, r in PAIRS]
+    labels = [[*[-100] * len(p), *r, *[-100] * longest][:longest] for p, r in PAIRS]
     logits_BTV = model(input_ids=torch.tensor(rows)).logits[:, :-1]
     return F.cross_entropy(logits_BTV.reshape(-1, 320), torch.tensor(labels)[:, 1:].reshape(-1))
 

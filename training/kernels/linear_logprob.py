@@ -4,10 +4,13 @@ Shapes: M tokens, H width of the model, V vocabulary, C tokens of a chunk.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from training.kernels import Impl, entropies, logits_gradient_, statistics_
 
 # Tokens whose logits exist at once.
 CHUNK = 512
@@ -20,14 +23,16 @@ TokenLosses = Callable[[Tensor, slice], Tensor]
 @torch.no_grad()
 def linear_logprobs(
     hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_M: Tensor
-) -> Tensor:
-    """log softmax(hidden weight^T + bias) at `targets_M`, float32 [M], without gradients."""
-    logprobs_M = torch.empty(len(targets_M))
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden weight^T + bias) at `targets_M`, and the entropy of each softmax in nats,
+    both float32 [M], without gradients.
+    """
+    logprobs_M, entropies_M = hidden_MH.new_empty(2, len(targets_M), dtype=torch.float32)
     for at in _chunks(len(targets_M)):
         logits_CV = _logits(hidden_MH[at], weight_VH, bias_V)
-        chosen_C = logits_CV.gather(1, targets_M[at, None])[:, 0]
-        logprobs_M[at] = chosen_C - logits_CV.logsumexp(-1)
-    return logprobs_M
+        entropies_M[at] = entropies(logits_CV)
+        logprobs_M[at], _ = statistics_(logits_CV, targets_M[at])
+    return logprobs_M, entropies_M
 
 
 def linear_logprob_loss(
@@ -36,17 +41,19 @@ def linear_logprob_loss(
     bias_V: Tensor | None,
     targets_M: Tensor,
     losses: TokenLosses,
+    impl: Impl | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum of `losses` over the tokens, and their log-probabilities [M] (without gradient).
 
     A loss that is a sum over tokens has its gradient at each chunk of logits as soon as these are
     known: it is formed in the forward pass, and nothing of size V outlives its chunk.
     """
-    if torch.is_autocast_enabled("cpu"):
-        narrow = torch.get_autocast_dtype("cpu")
+    device = hidden_MH.device.type
+    if torch.is_autocast_enabled(device):
+        narrow = torch.get_autocast_dtype(device)
         hidden_MH, weight_VH = hidden_MH.to(narrow), weight_VH.to(narrow)
     loss, logprobs_M = _LogprobLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_MH, weight_VH, bias_V, targets_M, losses
+        hidden_MH, weight_VH, bias_V, targets_M, losses, impl
     )
     return loss, logprobs_M
 
@@ -60,23 +67,19 @@ class _LogprobLoss(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_M: Tensor,
         losses: TokenLosses,
+        impl: Impl | None,
     ) -> tuple[Tensor, Tensor]:
-        loss = torch.zeros(())
-        logprobs_M = torch.empty(len(targets_M))
+        # In float32, whatever the type of what comes in.
+        whole = partial(hidden_MH.new_zeros, dtype=torch.float32)
+        loss, logprobs_M = whole(()), whole(len(targets_M))
+        dweight_VH, dbias_V = whole(weight_VH.shape), whole(len(weight_VH))
         dhidden_MH = torch.empty_like(hidden_MH)
-        dweight_VH, dbias_V = torch.zeros(weight_VH.shape), torch.zeros(len(weight_VH))
         for at in _chunks(len(targets_M)):
-            # Softmax in place: exp(z - max), and what it has to be divided by.
-            exp_CV = _logits(hidden_MH[at], weight_VH, bias_V)
-            exp_CV.sub_(exp_CV.amax(-1, keepdim=True))
-            chosen_C = exp_CV.gather(1, targets_M[at, None])[:, 0]
-            total_C = exp_CV.exp_().sum(-1)
-            logprobs_M[at] = chosen_C - total_C.log()
-            share, slope_C = _slope(losses, logprobs_M[at], at)
+            logits_CV, targets_C = _logits(hidden_MH[at], weight_VH, bias_V), targets_M[at]
+            logprobs_M[at], normaliser_C = statistics_(logits_CV, targets_C, impl)
+            share, slopes_C = _slopes(losses, logprobs_M[at], at)
             loss += share
-            # d logprob / d logits = onehot - softmax.
-            dlogits_CV = exp_CV.mul_((-slope_C / total_C)[:, None])
-            dlogits_CV.scatter_add_(1, targets_M[at, None], slope_C[:, None])
+            dlogits_CV = logits_gradient_(logits_CV, targets_C, normaliser_C, slopes_C, impl)
             if bias_V is not None:
                 dbias_V += dlogits_CV.sum(0)
             dlogits_CV = dlogits_CV.to(weight_VH.dtype)
@@ -92,7 +95,7 @@ class _LogprobLoss(torch.autograd.Function):
         # Almost always 1, and then nothing has to be done.
         scaled = [g if grads[0] == 1 else g * grads[0] for g in ctx.saved_tensors]
         dhidden_MH, dweight_VH, dbias_V = scaled
-        return dhidden_MH, dweight_VH, dbias_V if ctx.biased else None, None, None
+        return dhidden_MH, dweight_VH, dbias_V if ctx.biased else None, None, None, None
 
 
 def _chunks(count: int) -> list[slice]:
@@ -106,12 +109,12 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tens
 
 
 @torch.enable_grad()
-def _slope(losses: TokenLosses, logprobs_C: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+def _slopes(losses: TokenLosses, logprobs_C: Tensor, at: slice) -> tuple[Tensor, Tensor]:
     """The loss of a chunk and its derivative at every log-probability."""
     leaf_C = logprobs_C.detach().requires_grad_()
     loss = losses(leaf_C, at).sum()
-    [slope_C] = torch.autograd.grad(loss, leaf_C)
-    return loss.detach(), slope_C
+    [slopes_C] = torch.autograd.grad(loss, leaf_C)
+    return loss.detach(), slopes_C
 
 
 def _add_product(total_VH: Tensor, dlogits_CV: Tensor, hidden_CH: Tensor) -> None:

@@ -1,34 +1,36 @@
-"""Sums of what is still to come, discounted: the scan behind GAE.
-
-Shapes: B rows of R, cut into N blocks of S.
-"""
+"""The scan of GAE: one program a row, from the end to the start, a block of tokens at a time."""
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-BLOCK = 32
+BLOCK = 256
 
 
 def discounted_sums(x_BR: Tensor, decay: float) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1], along the last axis; float32 [B, R].
-
-    A block is one product with a triangular matrix of powers; what a block passes on to those
-    before it is a scan again, over the blocks.
-    """
+    x_BR = x_BR.contiguous()
     rows, width = x_BR.shape
-    if width <= BLOCK:
-        return x_BR @ _powers(width, decay)
-    padded = -(-width // BLOCK) * BLOCK
-    x_BR = x_BR if padded == width else torch.nn.functional.pad(x_BR, (0, padded - width))
-    y_NS = x_BR.reshape(-1, BLOCK) @ _powers(BLOCK, decay)
-    y_BNS = y_NS.view(rows, -1, BLOCK)
-    from_BN = discounted_sums(y_BNS[:, :, 0].contiguous(), decay**BLOCK)
-    reach_S = decay ** torch.arange(BLOCK, 0, -1, dtype=torch.float32)
-    y_BNS[:, :-1].addcmul_(from_BN[:, 1:, None], reach_S)
-    return y_BNS.view(rows, padded)[:, :width]
+    sums_BR = torch.empty_like(x_BR)
+    _scan[(rows,)](x_BR, sums_BR, width, decay, BLOCK)
+    return sums_BR
 
 
-def _powers(size: int, decay: float) -> Tensor:
-    """[S, S]: decay^(s - t) at (s, t) for s >= t, 0 above."""
-    at = torch.arange(size)
-    return torch.where(at[:, None] >= at, decay ** (at[:, None] - at).clamp(min=0).float(), 0.0)
+@triton.jit
+def _join(decay_a, sum_a, decay_b, sum_b):
+    """What a pair of stretches does together: b follows a in the order of the scan."""
+    return decay_a * decay_b, sum_a * decay_b + sum_b
+
+
+@triton.jit
+def _scan(x, sums, width, decay, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    carry = 0.0
+    for start in range(0, width, BLOCK):
+        # Counted from the end, so that the scan runs forward.
+        at = width - 1 - start - tl.arange(0, BLOCK)
+        value = tl.load(x + row * width + at, mask=at >= 0, other=0.0)
+        powers, inner = tl.associative_scan((tl.zeros_like(value) + decay, value), 0, _join)
+        result = inner + powers * carry
+        tl.store(sums + row * width + at, result, mask=at >= 0)
+        carry = tl.sum(tl.where(tl.arange(0, BLOCK) == BLOCK - 1, result, 0.0), 0)
