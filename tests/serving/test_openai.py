@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from contracts.artifact import ArtifactStore
 from contracts.errors import InvalidInput
@@ -70,7 +72,9 @@ async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
 def publish(registry: ReleaseRegistry, root: Path) -> None:
     folder = root / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     release = Release(
         id="r1",
         model="tiny",
