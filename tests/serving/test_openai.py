@@ -318,6 +318,14 @@ def test_every_route_but_the_probes_demands_a_key(tmp_path: Path) -> None:
             ("GET", "/v1/models"),
             ("GET", "/v1/models/tiny"),
             ("GET", "/v1/releases"),
+            ("GET", "/v1/admin/releases"),
+            ("GET", "/v1/admin/status"),
+            ("POST", "/v1/admin/drain"),
+            ("POST", "/v1/admin/pin"),
+            ("POST", "/v1/admin/rollback"),
+            ("POST", "/v1/admin/swap"),
+            ("POST", "/v1/admin/undrain"),
+            ("POST", "/v1/admin/unpin"),
         ]
         assert sorted([*routes, ("GET", "/healthz"), ("GET", "/readyz")]) == sorted(paths(here.app))
         for method, path in routes:
