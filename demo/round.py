@@ -183,7 +183,8 @@ def demonstration_events(seed: int) -> Iterator[pb.Event]:
     labelers = [f"labeler-{i:03d}" for i in range(LABELERS)]
     agreed = {"notice_version": notice.CURRENT.version}
     for labeler in labelers:
-        yield event(labeler, pb.Consent(state=pb.CONSENT_STATE_GRANTED, **agreed))
+        consent = pb.Consent(state=pb.CONSENT_STATE_GRANTED, notice_version=notice.CURRENT.version)
+        yield event(labeler, consent)
     for i in range(DEMONSTRATIONS):
         task = make_task(rng)
         yield event(
