@@ -148,7 +148,7 @@ def loop_loss() -> Callable[[], float]:
         losses = [
             -F.logsigmoid(row[i] - row[j]) for row in scores for i, j in combinations(range(K), 2)
         ]
-        (sum(losses) / len(losses)).backward()
+        torch.stack(losses).mean().backward()
         assert scores.grad is not None
         return float(scores.grad.norm())
 
