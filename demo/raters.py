@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from random import Random
 
-# Scores no further apart than this look the same, and tie; a larger gap is a clear one.
-TIE_WIDTH = 0.15
+# Scores no further apart than this look the same, and tie; a larger gap is a clear one. A right
+# answer and one with a fault are clearly apart; one fault or two, hardly.
+TIE_WIDTH = 0.3
 
 Groups = list[list[int]]
 

@@ -93,6 +93,7 @@ def _primer(rng: Random) -> str:
             f"What does {n} have? {n} has a {c} {t}.",
             f"What colour is the {t}? The {t} is {c}.",
             f"Where is {n}? {n} is in the {p}.",
+            f"{n} is {'inside' if p in INSIDE else 'outside'}.",
             f"{n} {did} a {t} in the {p}.",
             f"{n} {did} a {c} {t} in the {p}.",
             f"{n} has the {t}.",

@@ -7,7 +7,7 @@ import pytest
 
 from demo.raters import agreement, ceiling, expected_ceiling, rank
 
-SCORES = (1.0, 0.8, 0.6, 0.4, 0.2)
+SCORES = (2.0, 1.6, 1.2, 0.8, 0.4)
 
 
 def test_a_careful_rater_orders_by_score_and_ties_what_is_equal() -> None:
@@ -15,9 +15,9 @@ def test_a_careful_rater_orders_by_score_and_ties_what_is_equal() -> None:
 
 
 def test_nearly_equal_scores_tie_and_clear_gaps_never_do() -> None:
-    assert rank([0.30, 0.42, 0.6], Random(0), 0.0) == [[2], [1, 0]]
+    assert rank([0.30, 0.52, 0.9], Random(0), 0.0) == [[2], [1, 0]]
     # Each is close to its neighbour, but the first and the last are clearly apart.
-    assert rank([0.50, 0.40, 0.30, 0.20], Random(0), 0.0) == [[0, 1], [2, 3]]
+    assert rank([0.90, 0.65, 0.55, 0.40], Random(0), 0.0) == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("error_rate", [0.05, 0.1, 0.2])
