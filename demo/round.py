@@ -37,11 +37,11 @@ from training.data import PromptRow, prompt_text, read_set
 from training.model import hide_progress_bars
 
 CONFIG = Path(__file__).with_name("demo.toml")
-PEOPLE = 96
+PEOPLE = 84
 PROMPTS_EACH = 30
-DEMONSTRATIONS = 84_000
+DEMONSTRATIONS = 56_000
 # Fewer demonstrations each than the dataset takes of one person.
-LABELERS = 450
+LABELERS = 300
 DOCUMENTS = 8_000
 # People who keep asking around the swap, and how long they go on on each side of it.
 ASKING = 6
