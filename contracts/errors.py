@@ -5,6 +5,7 @@ InstructloopError          what any of our code raises on purpose; its message s
 │   └── InvalidEvent         the same, for an event that is about to enter the log
 ├── AccessDenied           who asks may not do this
 ├── NotFound               there is no such completion, release, artifact or key
+├── LogUnavailable         the event log does not answer now; the same call may succeed later
 ├── CorruptArtifact        an artifact's bytes differ from its manifest, or a file is missing
 └── GateRefused            the gate refused a policy; `reasons` says why
 """
@@ -32,6 +33,10 @@ class AccessDenied(InstructloopError):
 
 class NotFound(InstructloopError):
     """The thing that was named does not exist, or is not the caller's to see."""
+
+
+class LogUnavailable(InstructloopError):
+    """The event log cannot be reached now; the same call may succeed later."""
 
 
 class CorruptArtifact(InstructloopError):
