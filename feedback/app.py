@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Scope
 
 from contracts.access import Authenticate, ConsentReader, Principal
-from contracts.errors import AccessDenied, InvalidInput, NotFound
+from contracts.errors import AccessDenied, InvalidInput, LogUnavailable, NotFound
 from contracts.events import Stamper
 from contracts.log import EventSink, EventSource
 from contracts.v1 import events_pb2 as pb
@@ -164,6 +164,7 @@ def _answer_errors(app: FastAPI) -> None:
         (InvalidInput, 400, None),
         (AccessDenied, 403, "consent_required"),
         (NotFound, 404, "not_found"),
+        (LogUnavailable, 503, "log_unavailable"),
     ]
 
     # The server prints the traceback; the caller gets no part of it.
@@ -191,6 +192,8 @@ def _refusal(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    kind = {403: "permission_error", 500: "server_error"}.get(status, "invalid_request_error")
+    kind = {403: "permission_error", 500: "server_error", 503: "server_error"}.get(
+        status, "invalid_request_error"
+    )
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, dict(headers or {}))

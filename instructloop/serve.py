@@ -4,17 +4,23 @@ import datetime as dt
 import logging
 import secrets
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from contracts.access import ConsentReader
 from contracts.errors import InvalidInput
+from contracts.log import Log
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
 from feedback.consent import ConsentLedger
 from feedback.log import open_log
+from feedback.log.spool import SpoolSettings
+from feedback.log.spooled import SpooledLog, with_spool
+from feedback.outage import ConsentWhileRoom, LastKnownConsent
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
 from serving.engine import VllmEngine
@@ -30,10 +36,18 @@ class Place:
     keys: Path
 
 
-def create_app(place: Place, settings: Settings) -> FastAPI:
+def open_events(url: str, spool: SpoolSettings) -> Log:
+    """The log at `url`, with a spool before it where it is on other machines."""
+    return with_spool(open_log(url), spool)
+
+
+def create_app(place: Place, settings: Settings, events: Log, spool: SpoolSettings) -> FastAPI:
     """Completions, feedback and the Playground as one application."""
-    events = open_log(place.log)
-    consent = ConsentLedger(events)
+    consent: ConsentReader = ConsentLedger(events)
+    recordable = consent
+    if isinstance(events, SpooledLog):
+        consent = LastKnownConsent(consent, events.spool)
+        recordable = ConsentWhileRoom(consent, events.spool, spool.when_full == "refuse")
     authenticate = KeyStore(place.keys).authenticate
     app = create_serving(
         settings,
@@ -41,7 +55,7 @@ def create_app(place: Place, settings: Settings) -> FastAPI:
         events,
         ReleaseRegistry(place.registry),
         authenticate,
-        consent,
+        recordable,
     )
     app.mount(
         "/", create_feedback(sink=events, source=events, authenticate=authenticate, consent=consent)
@@ -52,9 +66,10 @@ def create_app(place: Place, settings: Settings) -> FastAPI:
 def serve(place: Place, settings: Settings, host: str, port: int) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    uvicorn.run(
-        create_app(place, settings), host=host, port=port, log_level="warning", access_log=False
-    )
+    spool = SpoolSettings()
+    with closing(open_events(place.log, spool)) as events:
+        app = create_app(place, settings, events, spool)
+        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 
 
 def key_for_newcomer(place: Place) -> str:
