@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,12 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 keys = typer.Typer(no_args_is_help=True, help="API keys: who may ask.")
 consent = typer.Typer(no_args_is_help=True, help="Who agreed that their data is used.")
 dataset = typer.Typer(no_args_is_help=True, help="Datasets: what a model learned from.")
+log_ = typer.Typer(no_args_is_help=True, help="The event log: what it could not read, its age.")
 release = typer.Typer(no_args_is_help=True, help="Releases: what is served, and what was before.")
 app.add_typer(keys, name="keys")
 app.add_typer(consent, name="consent")
 app.add_typer(dataset, name="dataset")
+app.add_typer(log_, name="log")
 app.add_typer(release, name="release")
 
 Log = Annotated[str, typer.Option(envvar="INSTRUCTLOOP_LOG", help="Where events are.")]
@@ -108,6 +111,58 @@ def withdraw_consent(user: Annotated[str, typer.Option()], log: Log = LOG) -> No
 
     body = pb.Consent(state=pb.CONSENT_STATE_WITHDRAWN, notice_version=notice.CURRENT.version)
     open_log(log).append([Stamper("cli").event(user, body)])
+
+
+@app.command()
+def doctor(log: Log = LOG) -> None:
+    """Say what is wrong with the event log, step by step; fails if something is."""
+    from feedback.log.address import KafkaSettings
+    from feedback.log.doctor import examine
+    from feedback.log.spool import SpoolSettings
+
+    well = True
+    for finding in examine(log, KafkaSettings(), SpoolSettings()):
+        typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.what}: {finding.detail}")
+        well = well and finding.ok
+    if not well:
+        raise typer.Exit(1)
+
+
+@log_.command("letters")
+def list_letters(log: Log = LOG) -> None:
+    """Print where the log holds what is no event of its topic, and why; not what is in it."""
+    from feedback.log import open_log
+
+    for letter in open_log(log).dead_letters():
+        typer.echo(f"{letter.topic} {letter.partition} {letter.offset} {letter.reason}")
+
+
+@log_.command("revive")
+def revive_letters(log: Log = LOG) -> None:
+    """Append again what this version can read by now; fails if something is left."""
+    from feedback.log import open_log
+
+    events = open_log(log)
+    letters = events.dead_letters()
+    left = [(letter, why) for letter in letters if (why := events.revive(letter)) is not None]
+    for letter, why in left:
+        typer.echo(f"{letter.topic} {letter.partition} {letter.offset} {why}", err=True)
+    typer.echo(f"{len(letters) - len(left)} came back, {len(left)} stay")
+    if left:
+        raise typer.Exit(1)
+
+
+@log_.command("expire")
+def expire(
+    topic: str,
+    days: Annotated[float, typer.Option(min=0, help="Age from which on events are dropped.")],
+    log: Log = LOG,
+) -> None:
+    """Drop events of a topic that are older than that, for good."""
+    from feedback.log import open_log
+
+    dropped = open_log(log).expire(topic, before=time.time() - days * 86400)
+    typer.echo(f"{dropped} dropped from {topic}")
 
 
 @app.command("import")
