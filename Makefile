@@ -60,7 +60,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
 	@$(MAKE) setup
 
-bench: setup kafkajars ## measure one suite into benchmarks/results (SUITE=demo|e2e|faults|log|resume)
+bench: setup kafkajars ## measure one suite into benchmarks/results (SUITE=demo|e2e|log|faults|...)
 	@exec $(RUN) -m benchmarks $(SUITE)
 
 clean: ## remove what was made, but for runs/

@@ -6,7 +6,7 @@ import importlib
 from benchmarks.result import write
 from instructloop.version import code_version
 
-SUITES = ("demo", "e2e", "faults", "log", "reward_model")
+SUITES = ("demo", "e2e", "faults", "log", "resume", "reward_model")
 
 
 def main() -> None:

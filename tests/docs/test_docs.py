@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic_settings import BaseSettings
 from typer.main import get_command
 
 from feedback.log.address import KafkaSettings
@@ -114,7 +115,11 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
 def test_every_setting_is_listed_with_its_default() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `INSTRUCTLOOP_(\w+)` \| ([\w./-]+) \|", page, re.MULTILINE))
-    settings = {"": Settings, "KAFKA_": KafkaSettings, "SPOOL_": SpoolSettings}
+    settings: dict[str, type[BaseSettings]] = {
+        "": Settings,
+        "KAFKA_": KafkaSettings,
+        "SPOOL_": SpoolSettings,
+    }
     assert listed == {
         prefix + name.upper(): str(field.default)
         for prefix, of in settings.items()
