@@ -138,8 +138,15 @@ class Writer:
         self.start()
 
     def start(self) -> None:
+        """Returns when its first events are acknowledged: a kill before that would show nothing."""
+        self.said.touch()
+        before = self.said.stat().st_size
         command = [sys.executable, "-m", "benchmarks.fault_writer"]
         self.process = subprocess.Popen([*command, self.url, str(self.spool), str(self.said)])
+        while self.said.stat().st_size == before:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the writer ended by itself: {self.process.returncode}")
+            time.sleep(0.02)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
