@@ -14,17 +14,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEED ?= 1
 DATA ?= $(INSTRUCTLOOP_DATA)
 SUITE ?=
+PORT ?= 9092
 ARGS ?=
 
 UV_VERSION := 0.13.8
 UV := .uv/bin/uv
 RUN := .venv/bin/python
 CODE := contracts serving feedback training instructloop demo benchmarks
+MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e test chromium check format lint types imports schema proto lock bench clean
+.PHONY: help setup demo e2e kafka test chromium kafkajars kcat check format lint types imports schema proto lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +41,10 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 	@[ -n "$(DATA)" ] || { echo "make e2e needs DATA=folder: see README, Real input" >&2; exit 2; }
 	@exec .venv/bin/instructloop loop --config demo/e2e.toml --data "$(DATA)"
 
-test: setup chromium ## every test, one real vLLM engine and one real browser included (ARGS="-k swap")
+kafka: setup kafkajars ## run a Kafka broker on this machine until Ctrl-C (PORT=9092)
+	@exec $(RUN) -m demo.broker $(PORT)
+
+test: setup chromium kafkajars kcat ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
 
 check: lint types imports schema ## format, lint, types, imports and event schema
@@ -55,7 +60,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
 	@$(MAKE) setup
 
-bench: setup ## measure one suite into benchmarks/results (SUITE=name; QUICK=1 for a short form)
+bench: setup kafkajars ## measure one suite into benchmarks/results (SUITE=name; QUICK=1 for a short form)
 	@exec $(RUN) -m benchmarks $(SUITE)
 
 clean: ## remove what was made, but for runs/
@@ -110,12 +115,27 @@ $(READY): requirements.lock | .uv/$(UV_VERSION)
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-# For the test of the Playground. Without it that test is skipped, and fails where CI=true.
-chromium:
-	@command -v chromium >/dev/null && exit 0
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-	  echo "installing chromium"
-	  export DEBIAN_FRONTEND=noninteractive
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
-	    </dev/null >/dev/null 2>&1 || echo "chromium could not be installed; going on without"
+# For the tests of the Playground and of Kafka, and for `make kafka`. What cannot be had is gone
+# without: its tests are skipped then, and fail where CI=true.
+chromium kcat:
+	@command -v $@ >/dev/null || $(call apt,$@)
+
+kafkajars: .kafka/classes.jsa
+
+.kafka/classes.jsa: demo/kafka-pom.xml | $(READY)
+	@rm -rf .kafka/jars
+	command -v java >/dev/null || $(call apt,openjdk-17-jre-headless)
+	command -v mvn >/dev/null || $(call apt,maven)
+	if command -v java >/dev/null && command -v mvn >/dev/null; then
+	  echo "fetching Kafka"
+	  mvn -q -B -f $< $(MAVEN_COPY) -DoutputDirectory="$$PWD/.kafka/jars" >.kafka.log || \
+	    { cat .kafka.log; rm -rf .kafka/jars; }
+	  rm -f .kafka.log
+	  if [ -d .kafka/jars ]; then $(RUN) -m demo.broker --archive; fi
 	fi
+	[ -d .kafka/jars ] || echo "Kafka could not be fetched (it needs java and mvn); going on without"
+
+apt = { echo "installing $(1)"; export DEBIAN_FRONTEND=noninteractive; \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(1); } \
+      </dev/null >/dev/null 2>&1; then :; else echo "$(1) could not be installed; going on without"; fi; }

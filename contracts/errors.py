@@ -6,6 +6,7 @@ InstructloopError          what any of our code raises on purpose; its message s
 ├── AccessDenied           who asks may not do this
 ├── NotFound               there is no such completion, release, artifact or key
 ├── CorruptEvent           an event's encrypted text differs from its key or envelope
+├── LogUnavailable         the event log does not answer now; the same call may succeed later
 ├── CorruptArtifact        an artifact's bytes differ from its manifest, or a file is missing
 ├── NotReviewed            a person must confirm rows of a dataset before it is trained on
 └── GateRefused            the gate refused a policy; `reasons` says why
@@ -38,6 +39,10 @@ class NotFound(InstructloopError):
 
 class CorruptEvent(InstructloopError):
     """An event in the log is not what was written."""
+
+
+class LogUnavailable(InstructloopError):
+    """The event log cannot be reached now; the same call may succeed later."""
 
 
 class CorruptArtifact(InstructloopError):

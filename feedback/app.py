@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Scope
 
 from contracts.access import Authenticate, ConsentReader, Principal
-from contracts.errors import AccessDenied, InvalidInput, NotFound
+from contracts.errors import AccessDenied, InvalidInput, LogUnavailable, NotFound
 from contracts.events import Stamper
 from contracts.log import EventSink, EventSource
 from contracts.v1 import events_pb2 as pb
@@ -134,11 +134,9 @@ def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principa
             raise InvalidInput("notice_version", expected, body.notice_version)
         if body.granted and body.erase:
             raise InvalidInput("erase", "false where consent is granted", True)
-        state = rights.state(who.user_id)
-        named: Collection[str] = body.purposes or PURPOSES
-        if not body.granted and (body.erase or set(named) & set(state.purposes)):
+        if not body.granted and (body.erase or _changes(rights, who.user_id, body)):
             rights.withdraw(who.user_id, body.purposes, erase=body.erase)
-        elif body.granted and not state.has(body.notice_version, named):
+        elif body.granted and _changes(rights, who.user_id, body):
             rights.grant(who.user_id, body.notice_version, body.purposes)
         return _consent_object(who.user_id, rights.state(who.user_id))
 
@@ -149,6 +147,18 @@ def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principa
     @app.get("/v1/consent/export")
     def get_export(who: Who) -> dict[str, Any]:
         return rights.export(who.user_id)
+
+
+def _changes(rights: Rights, user_id: str, body: ConsentRequest) -> bool:
+    """Whether it is anything new; as long as nobody knows, it is."""
+    named: Collection[str] = body.purposes or PURPOSES
+    try:
+        state = rights.state(user_id)
+    except LogUnavailable:
+        return True
+    if body.granted:
+        return not state.has(body.notice_version, named)
+    return not set(named).isdisjoint(state.purposes)
 
 
 class _Pages(StaticFiles):
@@ -190,6 +200,7 @@ def _answer_errors(app: FastAPI) -> None:
         (InvalidInput, 400, None),
         (AccessDenied, 403, "consent_required"),
         (NotFound, 404, "not_found"),
+        (LogUnavailable, 503, "log_unavailable"),
     ]
 
     # The server prints the traceback; the caller gets no part of it.
@@ -217,6 +228,8 @@ def _refusal(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    kind = {403: "permission_error", 500: "server_error"}.get(status, "invalid_request_error")
+    kind = {403: "permission_error", 500: "server_error", 503: "server_error"}.get(
+        status, "invalid_request_error"
+    )
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, dict(headers or {}))

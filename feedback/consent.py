@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+from contracts.access import ConsentReader
 from contracts.log import EventSource, Record, follow
 from contracts.v1 import events_pb2 as pb
 
@@ -81,6 +83,14 @@ def fold(records: Iterable[Record]) -> Mapping[str, ConsentState]:
     states: dict[str, ConsentState] = {}
     _fold_into(states, records)
     return states
+
+
+class ConsentStates(ConsentReader, Protocol):
+    """A contracts.access.ConsentReader that knows every purpose."""
+
+    def state(self, user_id: str) -> ConsentState:
+        """Where the person stands now. Raises LogUnavailable."""
+        ...
 
 
 class ConsentLedger:

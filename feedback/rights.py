@@ -13,7 +13,7 @@ from contracts.log import Erasing, EventSink, EventSource, follow
 from contracts.release import ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from feedback import notice
-from feedback.consent import PURPOSES, ConsentLedger, ConsentState
+from feedback.consent import PURPOSES, ConsentLedger, ConsentState, ConsentStates
 from feedback.dataset.lineage import erase_texts, served_by, uses_of_person
 
 _STAMPER = Stamper("feedback")
@@ -28,13 +28,16 @@ class Rights:
         source: EventSource,
         registry: ReleaseRegistry | None,
         stamper: Stamper = _STAMPER,
+        consent: ConsentStates | None = None,
     ) -> None:
         self._sink, self._source, self._registry = sink, source, registry
-        self._stamper, self._ledger = stamper, ConsentLedger(source)
+        self._stamper, self._consent = stamper, consent or ConsentLedger(source)
 
     def state(self, user_id: str) -> ConsentState:
-        """Where the person stands, counting every event before the question."""
-        return self._ledger.state(user_id)
+        """Where the person stands, counting every event before the question. Raises
+        LogUnavailable where that cannot be known now.
+        """
+        return self._consent.state(user_id)
 
     def grant(self, user_id: str, notice_version: str, purposes: Iterable[str] = ()) -> None:
         """The person agrees to a notice, for these purposes; for all where none is named."""

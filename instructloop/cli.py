@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import InstructloopError
-from instructloop import cli_consent, cli_dataset, cli_vault
+from instructloop import cli_consent, cli_dataset, cli_log, cli_vault
 from instructloop.options import KEYS, LOG, REGISTRY, Data, Keys, Log, Registry
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -17,6 +17,7 @@ release = typer.Typer(no_args_is_help=True, help="Releases: what is served, and 
 app.add_typer(keys, name="keys")
 app.add_typer(cli_consent.app, name="consent")
 app.add_typer(cli_dataset.app, name="dataset")
+app.add_typer(cli_log.app, name="log")
 app.add_typer(cli_vault.app, name="vault")
 app.add_typer(release, name="release")
 
@@ -80,6 +81,21 @@ def revoke_key(key_id: str, keys: Keys = KEYS) -> None:
     from serving.access import KeyStore
 
     KeyStore(keys).revoke(key_id)
+
+
+@app.command()
+def doctor(log: Log = LOG) -> None:
+    """Say what is wrong with the event log, step by step; fails if something is."""
+    from feedback.log.address import KafkaSettings
+    from feedback.log.doctor import examine
+    from feedback.log.spool import SpoolSettings
+
+    well = True
+    for finding in examine(log, KafkaSettings(), SpoolSettings()):
+        typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.what}: {finding.detail}")
+        well = well and finding.ok
+    if not well:
+        raise typer.Exit(1)
 
 
 @app.command("import")

@@ -5,18 +5,24 @@ import logging
 import secrets
 import tempfile
 import traceback
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from contracts.access import ConsentReader
 from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
-from feedback.consent import ConsentLedger
+from feedback.consent import ConsentLedger, ConsentStates
+from feedback.log.spool import SpoolSettings
+from feedback.log.spooled import SpooledLog
+from feedback.outage import ConsentWhileRoom, LastKnownConsent
 from feedback.rights import Rights
 from feedback.vault import open_events
+from feedback.vault.sealed import SealedLog
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
 from serving.engine import Engine, VllmEngine
@@ -32,10 +38,15 @@ class Place:
     keys: Path
 
 
-def create_app(place: Place, settings: Settings, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    place: Place,
+    settings: Settings,
+    events: SealedLog,
+    spool: SpoolSettings,
+    engine: Engine | None = None,
+) -> FastAPI:
     """Completions, feedback and the Playground as one application, on vLLM by default."""
-    events = open_events(place.log)
-    consent = ConsentLedger(events)
+    consent, recordable = _consents(events, spool)
     registry = ReleaseRegistry(place.registry)
     authenticate = KeyStore(place.keys).authenticate
     app = create_serving(
@@ -44,14 +55,14 @@ def create_app(place: Place, settings: Settings, engine: Engine | None = None) -
         events,
         registry,
         authenticate,
-        consent,
+        recordable,
     )
     feedback = create_feedback(
         sink=events,
         source=events,
         authenticate=authenticate,
         consent=consent,
-        rights=Rights(events, events, registry),
+        rights=Rights(events, events, registry, consent=consent),
     )
     app.mount("/", feedback)
     return app
@@ -61,9 +72,20 @@ def serve(place: Place, settings: Settings, host: str, port: int) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     hide_messages_of_exceptions()
-    uvicorn.run(
-        create_app(place, settings), host=host, port=port, log_level="warning", access_log=False
-    )
+    spool = SpoolSettings()
+    with closing(open_events(place.log, spool=spool)) as events:
+        app = create_app(place, settings, events, spool)
+        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+
+
+def _consents(events: SealedLog, spool: SpoolSettings) -> tuple[ConsentStates, ConsentReader]:
+    """What people agreed to; and the same for what is about to be recorded, if there is room."""
+    consent = ConsentLedger(events)
+    if not isinstance(events.inner, SpooledLog):
+        return consent, consent
+    waiting = events.inner.spool
+    known = LastKnownConsent(consent, waiting)
+    return known, ConsentWhileRoom(known, waiting, spool.when_full == "refuse")
 
 
 def hide_messages_of_exceptions() -> None:

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from contracts.errors import AccessDenied, InvalidInput, NotFound
+from contracts.errors import AccessDenied, InvalidInput, LogUnavailable, NotFound
 from serving.engine import EngineRefused
 from serving.gate import CutShort
 
@@ -45,6 +45,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(NotFound)
     def not_found(request: Request, error: NotFound) -> JSONResponse:
         return _response(404, str(error), "model")
+
+    @app.exception_handler(LogUnavailable)
+    def unavailable(request: Request, error: LogUnavailable) -> JSONResponse:
+        return _response(503, str(error))
 
     @app.exception_handler(EngineRefused)
     def refused(request: Request, error: EngineRefused) -> JSONResponse:

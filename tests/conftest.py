@@ -16,6 +16,9 @@ import pytest
 from contracts.release import Release, ReleaseRegistry
 from tests import tiny_models
 from tests.fakes import FileSink
+from tests.kafka import kafka, kafka_parts, kcat
+
+__all__ = ["kafka", "kafka_parts", "kcat", "vllm_server"]
 
 START_BOUND_S = 600
 

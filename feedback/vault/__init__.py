@@ -5,6 +5,8 @@ from pathlib import Path
 
 from contracts.errors import InvalidInput
 from feedback.log import open_log
+from feedback.log.spool import SpoolSettings
+from feedback.log.spooled import with_spool
 from feedback.vault.keys import KeyVault
 from feedback.vault.master import LocalMasterKeys
 from feedback.vault.sealed import SealedLog
@@ -12,13 +14,18 @@ from feedback.vault.sealed import SealedLog
 _BESIDE, _ELSEWHERE = "sqlite:///", "instructloop-data/vault.db"
 
 
-def open_events(log: str, vault: Path | None = None) -> SealedLog:
+def open_events(
+    log: str, vault: Path | None = None, spool: SpoolSettings | None = None
+) -> SealedLog:
     """The log at the URL `log`, with texts encrypted by the keys in `vault`, created if absent.
 
     The vault is beside an embedded log by default (log.db: log.vault.db), else below
-    instructloop-data. Raises InvalidInput.
+    instructloop-data. With `spool` there is one before a log on other machines; one process at a
+    time may have it. Raises InvalidInput.
     """
-    return SealedLog(open_log(log), open_vault(log, vault))
+    inner = open_log(log)
+    inner = inner if spool is None else with_spool(inner, spool)
+    return SealedLog(inner, open_vault(log, vault))
 
 
 def open_vault(log: str, vault: Path | None = None) -> KeyVault:

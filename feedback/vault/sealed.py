@@ -8,14 +8,16 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from contracts.errors import CorruptEvent, InvalidInput
 from contracts.events import TEXT_BODIES, validate, without_text
-from contracts.log import Erasing, Log, Record
+from contracts.log import DeadLetter, Erasing, Log, Record
 from contracts.v1 import events_pb2 as pb
+from feedback.log.wire import Poison, decode, encode
 from feedback.vault.keys import KeyVault
 from feedback.vault.master import KEY_BYTES, NONCE_BYTES
 
@@ -33,16 +35,13 @@ class SealedLog:
     def append(self, events: Sequence[pb.Event]) -> None:
         for event in events:
             validate(event)
-        if agreeing := _agreeing(events):
-            self.vault.readmit(agreeing)
-        keys = self.vault.keys_for({e.user_id for e in events if _has_text(e)})
-        self.inner.append([_seal(e, keys) for e in events])
+        self.inner.append(self._sealed(events))
 
     def partitions(self, topic: str) -> int:
         return self.inner.partitions(topic)
 
-    def end_offset(self, topic: str, partition: int) -> int:
-        return self.inner.end_offset(topic, partition)
+    def ends(self, topic: str) -> dict[int, int]:
+        return self.inner.ends(topic)
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         while records := self.inner.read(topic, partition, offset, limit):
@@ -57,6 +56,24 @@ class SealedLog:
     def committed(self, group: str, topic: str, partition: int) -> int:
         return self.inner.committed(group, topic, partition)
 
+    def expire(self, topic: str, before: float) -> int:
+        return self.inner.expire(topic, before)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """As they stand in the log: what was written through here is sealed."""
+        return self.inner.dead_letters()
+
+    def revive(self, letter: DeadLetter) -> str | None:
+        """As in the log; a text that was mended in clear, or comes from elsewhere, is sealed."""
+        try:
+            event = decode(letter.topic, letter.value)
+        except Poison as e:
+            return str(e)
+        if event.HasField("sealed"):
+            return self.inner.revive(letter)
+        (sealed,) = self._sealed([event])
+        return self.inner.revive(replace(letter, value=encode(sealed)))
+
     def erase(self, user_id: str) -> None:
         """Nobody can read the person's texts again: the key is gone from now on, and where the log
         can, so are the bytes.
@@ -68,6 +85,12 @@ class SealedLog:
     def close(self) -> None:
         self.inner.close()
         self.vault.close()
+
+    def _sealed(self, events: Sequence[pb.Event]) -> list[pb.Event]:
+        if agreeing := _agreeing(events):
+            self.vault.readmit(agreeing)
+        keys = self.vault.keys_for({e.user_id for e in events if _has_text(e)})
+        return [_seal(e, keys) for e in events]
 
     def _open(self, records: Sequence[Record]) -> list[Record]:
         keys = self.vault.keys_named({r.event.sealed.key_id for r in records} - {""})

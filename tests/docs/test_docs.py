@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic_settings import BaseSettings
 from typer.main import get_command
 
+from feedback.log.address import KafkaSettings
+from feedback.log.spool import SpoolSettings
 from instructloop.cli import app
 from instructloop.config import RoundConfig
 from serving.settings import Settings
@@ -111,9 +114,17 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
 
 def test_every_setting_is_listed_with_its_default() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `INSTRUCTLOOP_(\w+)` \| ([\w.]+) \|", page, re.MULTILINE))
-    fields = Settings.model_fields.items()
-    assert listed == {name.upper(): str(field.default) for name, field in fields}
+    listed = dict(re.findall(r"^\| `INSTRUCTLOOP_(\w+)` \| ([\w./-]+) \|", page, re.MULTILINE))
+    settings: dict[str, type[BaseSettings]] = {
+        "": Settings,
+        "KAFKA_": KafkaSettings,
+        "SPOOL_": SpoolSettings,
+    }
+    assert listed == {
+        prefix + name.upper(): str(field.default)
+        for prefix, of in settings.items()
+        for name, field in of.model_fields.items()
+    }
     keys = {
         key
         for cells in re.findall(r"^\| (`[a-z_`, ]+) \|", page, re.MULTILINE)

@@ -6,10 +6,13 @@ python -m tests.e2e.marker_server FOLDER PORT
 import logging
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import closing
 from pathlib import Path
 
 import uvicorn
 
+from feedback.log.spool import SpoolSettings
+from feedback.vault import open_events
 from instructloop.serve import Place, create_app, hide_messages_of_exceptions
 from serving.engine import Body, Kind
 from serving.settings import Settings
@@ -39,5 +42,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.DEBUG)
     hide_messages_of_exceptions()
     settings = Settings(release_poll_s=0.05)
-    app = create_app(place(Path(sys.argv[1])), settings, RepeatingEngine())
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), access_log=False)
+    where, spool = place(Path(sys.argv[1])), SpoolSettings()
+    with closing(open_events(where.log, spool=spool)) as events:
+        app = create_app(where, settings, events, spool, RepeatingEngine())
+        uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), access_log=False)

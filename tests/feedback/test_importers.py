@@ -396,6 +396,6 @@ def test_published_files(
     for _ in range(2):
         report = import_file(format, Path(DATA, file), log)
         assert (report.rows, len(report.malformed)) == (rows, malformed)
-        assert log.end_offset("completions", 0) == completions
-        assert log.end_offset("rankings", 0) == rankings
-        assert log.end_offset("demonstrations", 0) == demonstrations
+        assert log.ends("completions")[0] == completions
+        assert log.ends("rankings")[0] == rankings
+        assert log.ends("demonstrations")[0] == demonstrations

@@ -2,6 +2,7 @@
 
 import json
 import random
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import pytest
 from safetensors.torch import load_file
 
 from contracts.errors import InvalidInput
-from contracts.events import Stamper
+from contracts.events import TOPICS, Stamper
+from contracts.log import follow
 from contracts.release import ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
+from demo.broker import Cluster
 from demo.raters import rank
 from demo.tasks import base_text, demonstration, gold_score, good_answer, make_task
+from feedback.dataset.build import build_dataset
 from feedback.log import open_log
 from instructloop.config import RoundConfig, load_config
+from instructloop.loop import dataset_manifest
 from instructloop.round import run_round
 from instructloop.serve import bring_model
 from tests import tiny_models
@@ -147,6 +152,27 @@ def test_a_round_trains_on_a_model_that_was_brought(
     for release in (brought, after):  # a server swaps weights of one dtype only
         weights = load_file(registry.artifacts.path(release.artifact) / "model.safetensors")
         assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+
+
+@pytest.mark.kafka
+@pytest.mark.vllm
+def test_a_round_runs_on_kafka_by_changing_one_url(
+    tmp_path: Path, registry: ReleaseRegistry, kafka: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSTRUCTLOOP_KAFKA_TIMEOUT_S", "30")
+    here = open_log(f"sqlite:///{tmp_path}/log.db")
+    url = f"kafka://{kafka.bootstrap}/round-{uuid.uuid4().hex[:8]}?replication=1"
+    there = open_log(url)
+    there.append([record.event for topic in TOPICS for record in follow(here, topic, {})])
+    settings = config(tmp_path, win_rate=0.0)
+    expected = build_dataset(here, registry.artifacts, settings.rules, "test")
+    here.close()
+    there.close()
+
+    report = run_round(settings.model_copy(update={"log": url}), lambda _: None)
+    assert report["gate"]["passed"]
+    assert report["dataset"]["rows"] == dataset_manifest(registry, expected).model_dump()["rows"]
+    assert registry.current_id() == report["release"]["after"] != report["release"]["before"]
 
 
 @pytest.mark.vllm

@@ -94,7 +94,7 @@ def test_who_erased_is_skipped_counted_and_not_in_the_files(log: SealedLog, tmp_
     log.erase("ann")
     assert {e.user_id for e in read(log)} == {"bob"}
     assert log.unreadable == {"completions": 1, "rankings": 1, "demonstrations": 1}
-    assert log.end_offset("completions", 0) == 2
+    assert log.ends("completions")[0] == 2
     erased = [e.event for e in log.inner.read("completions", 0, 0, 9) if e.event.user_id == "ann"]
     assert [bool(e.sealed.text) for e in erased] == [False]
 
@@ -126,7 +126,7 @@ def test_a_log_that_cannot_take_bytes_back_hides_old_plain_texts_all_the_same(
         """As Kafka: what is in it stays."""
 
         append, read, close = inner.append, inner.read, inner.close
-        partitions, end_offset = inner.partitions, inner.end_offset
+        partitions, ends = inner.partitions, inner.ends
 
     vault = KeyVault(tmp_path / "v.db", LocalMasterKeys([b"k" * 32]))
     log = SealedLog(OnlyAppends(), vault)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_what_comes_after_an_erasure_is_unreadable_until_the_person_agrees_again
 
 def test_a_range_ends_where_it_ends_though_its_last_records_are_erased(log: SealedLog) -> None:
     for user in ("ann", "bob", "bob", "ann"):
-        log.append([completion(user, f"c{log.end_offset('completions', 0)}")])
+        log.append([completion(user, f"c{log.ends('completions')[0]}")])
     log.erase("bob")
     upto = [r.offset for r in follow(log, "completions", {}, {0: 3})]
     assert (upto, [r.offset for r in follow(log, "completions", {})]) == ([0], [0, 3])
@@ -200,7 +200,7 @@ def test_people_are_erased_while_others_write(log: SealedLog, tmp_path: Path) ->
 
     def write() -> None:
         while not stop.is_set():
-            log.append([completion("writer", f"w{log.end_offset('completions', 0)}")])
+            log.append([completion("writer", f"w{log.ends('completions')[0]}")])
 
     writer = threading.Thread(target=write)
     writer.start()

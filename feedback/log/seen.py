@@ -1,0 +1,52 @@
+"""Which records of a topic repeat an id that stands before them."""
+
+import sqlite3
+from collections.abc import Sequence
+
+
+class SeenIds:
+    """Every id of some partitions with its first offset, in a temporary file that SQLite makes
+    when it outgrows the cache. Not safe to call from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(
+            "CREATE TABLE seen (topic TEXT, partition INTEGER, id TEXT, offset INTEGER,"
+            " PRIMARY KEY (topic, partition, id)) WITHOUT ROWID"
+        )
+        # Offset up to which a partition was gone through.
+        self._known: dict[tuple[str, int], int] = {}
+        self._copies: dict[tuple[str, int], set[int]] = {}
+
+    def known(self, topic: str, partition: int) -> int:
+        """The offset up to which `add` was told every record."""
+        return self._known.get((topic, partition), 0)
+
+    def add(self, topic: str, partition: int, records: Sequence[tuple[int, str]], end: int) -> None:
+        """Offsets with ids, in order, of all records from `known` to `end`; others are left out."""
+        place = (topic, partition)
+        new = [
+            (*place, id, offset) for offset, id in records if offset >= self._known.get(place, 0)
+        ]
+        done = self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", new)
+        if done.rowcount < len(new):
+            copies = self._copies.setdefault(place, set())
+            copies.update(row[3] for row in new if self._first(*row[:3]) != row[3])
+        self._known[place] = max(end, self._known.get(place, 0))
+
+    def copies(self, topic: str, partition: int) -> set[int]:
+        """Offsets of the records that repeat an id."""
+        return self._copies.get((topic, partition), set())
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _first(self, topic: str, partition: int, id: str) -> int:
+        row = self._db.execute(
+            "SELECT offset FROM seen WHERE topic = ? AND partition = ? AND id = ?",
+            (topic, partition, id),
+        ).fetchone()
+        return int(row[0])
