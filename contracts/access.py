@@ -2,21 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+# What a key opens: completions; a person's own feedback and stored data; the tasks of labelers; the
+# metrics; keys, releases and everything else of an operator.
+Scope = Literal["complete", "feedback", "label", "metrics", "admin"]
+SCOPES: tuple[Scope, ...] = ("complete", "feedback", "label", "metrics", "admin")
+USER_SCOPES: frozenset[Scope] = frozenset({"complete", "feedback"})
 
 
 @dataclass(frozen=True)
 class Principal:
-    """The owner of an API key."""
+    """The owner of an API key, and what the key opens."""
 
     user_id: str
     key_id: str
     # Keys of production traffic are never logged, whatever their owner agreed to (InstructGPT,
     # section 3.2).
     production: bool = False
+    scopes: frozenset[Scope] = USER_SCOPES
+    project: str = "default"
+    # The key's own limits a minute; None: those of the server.
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
-# From an `Authorization` header's value (or None) to the key's owner. Raises AccessDenied.
+# From an `Authorization` header's value (or None) to the key's owner. Raises Unauthenticated.
 Authenticate = Callable[[str | None], Principal]
 
 

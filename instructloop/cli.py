@@ -3,10 +3,11 @@
 import json
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from contracts.access import Scope
 from contracts.errors import InstructloopError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -23,6 +24,10 @@ Log = Annotated[str, typer.Option(envvar="INSTRUCTLOOP_LOG", help="Where events 
 Registry = Annotated[Path, typer.Option(envvar="INSTRUCTLOOP_REGISTRY", help="Folder of releases.")]
 Keys = Annotated[Path, typer.Option(envvar="INSTRUCTLOOP_KEYS", help="File of API keys.")]
 Data = Annotated[Path | None, typer.Option(envvar="INSTRUCTLOOP_DATA", help="Data folder.")]
+
+PerMinute = Annotated[
+    int | None, typer.Option(min=0, help="The key's own limit; 0: none. Default: the server's.")
+]
 
 LOG = "sqlite:///instructloop-data/log.db"
 REGISTRY, KEYS = Path("instructloop-data/registry"), Path("instructloop-data/keys.db")
@@ -63,22 +68,41 @@ def serve(
 def create_key(
     user: Annotated[str, typer.Option(help="Whose key it is.")],
     production: Annotated[bool, typer.Option(help="Never keep what comes with it.")] = False,
+    scope: Annotated[
+        list[str], typer.Option(help="What it opens: complete, feedback, label, metrics, admin.")
+    ] = ["complete", "feedback"],  # noqa: B006  never changed
+    project: Annotated[str, typer.Option(help="The project that its use belongs to.")] = "default",
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: PerMinute = None,
     keys: Keys = KEYS,
 ) -> None:
     """Make a key and print it, once."""
     from serving.access import KeyStore
 
-    key, key_id = KeyStore(keys).create(user, production)
+    key, key_id = KeyStore(keys).create(
+        user,
+        production,
+        cast("list[Scope]", scope),  # the store checks
+        project,
+        requests_per_minute,
+        tokens_per_minute,
+    )
     typer.echo(f"{key_id} {key}")
 
 
 @keys.command("list")
 def list_keys(keys: Keys = KEYS) -> None:
-    """Print every key's id, owner and state."""
+    """Print every key's id, state, owner, project and scopes."""
     from serving.access import KeyStore
 
     for info in KeyStore(keys).list():
-        typer.echo(info)
+        who = info.principal
+        state = "active" if info.revoked is None else "revoked"
+        production = " production" if who.production else ""
+        typer.echo(
+            f"{who.key_id} {state} {who.user_id} {who.project} "
+            f"{','.join(sorted(who.scopes))}{production}"
+        )
 
 
 @keys.command("revoke")

@@ -16,7 +16,8 @@ from contracts.events import Stamper
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from serving.app import create_app
-from serving.openai import Limits, check
+from serving.openai import filled
+from serving.request import checked
 from serving.settings import Settings
 from tests.fakes import FakeEngine, FixedConsent, MemorySink, authenticate
 
@@ -103,7 +104,8 @@ def test_body_has_openai_fields_and_the_release(tmp_path: Path) -> None:
         assert response.headers["x-policy-release"] == "r1"
         body = response.json()
         assert body["system_fingerprint"] == "r1"
-        assert body.keys() == {"id", "created", "model", "choices", "usage", "system_fingerprint"}
+        envelope = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+        assert body.keys() == envelope
         assert [choice["index"] for choice in body["choices"]] == [0, 1]
         assert body["choices"][0].keys() == {"index", "text", "logprobs", "finish_reason"}
         chat = (await here.post("chat/completions", CHAT)).json()
@@ -130,7 +132,9 @@ def test_every_chunk_has_the_release_and_usage_where_it_is_asked_for(tmp_path: P
         assert all("usage" not in c and "token_ids" not in c["choices"][0] for c in chunks)
         with_usage = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = events(await here.post("chat/completions", CHAT | with_usage))
-        assert [chunk["usage"] for chunk in chunks] == [None, None]
+        usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+        assert [chunk["usage"] for chunk in chunks] == [None, None, usage]
+        assert chunks[-1]["choices"] == []
 
     run(tmp_path, scene)
 
@@ -251,7 +255,17 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         (ASK | {"n": 0}, 400, "n", None),
         (ASK | {"n": 17}, 400, "n", None),
         (ASK | {"n": True}, 400, "n", None),
-        (ASK | {"best_of": 5}, 400, "best_of", None),
+        (ASK | {"best_of": 1}, 400, "best_of", None),
+        (ASK | {"best_of": 17}, 400, "best_of", None),
+        (ASK | {"best_of": 3, "stream": True}, 400, "best_of", None),
+        (ASK | {"best_of": 3, "echo": True}, 400, "best_of", None),
+        (ASK | {"prompt": ["x"] * 65}, 400, "prompt", None),
+        (ASK | {"stop": ["x"] * 5}, 400, "stop", None),
+        (ASK | {"stop_token_ids": [1] * 65}, 400, "stop_token_ids", None),
+        (ASK | {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "body", None),
+        (ASK | {"logit_bias": {"1": 101}}, 400, "logit_bias.1", None),
+        (ASK | {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
+        (ASK | {"structured_outputs": {}}, 400, "structured_outputs", None),
         (ASK | {"logprobs": 6}, 400, "logprobs", None),
         (ASK | {"suffix": "end"}, 400, "suffix", None),
         (ASK | {"kv_transfer_params": {}}, 400, "kv_transfer_params", None),
@@ -290,8 +304,8 @@ def test_text_that_is_not_json_in_utf8_is_refused(tmp_path: Path, raw: bytes) ->
 
 
 def test_null_means_the_default() -> None:
-    asked = check("completions", {"model": "m", "prompt": "p", "n": None, "stop": None}, Limits())
-    assert asked == {
+    said = checked("completions", {"model": "m", "prompt": "p", "n": None, "stop": None}, 16)
+    assert filled("completions", said) == {
         "model": "m",
         "prompt": "p",
         "n": 1,
@@ -303,36 +317,7 @@ def test_null_means_the_default() -> None:
         "max_tokens": 16,
     }
     with pytest.raises(InvalidInput, match="prompt"):
-        check("chat", {"model": "m", "prompt": "p"}, Limits())
-
-
-def test_every_route_but_the_probes_demands_a_key(tmp_path: Path) -> None:
-    async def scene(here: House) -> None:
-        routes = [
-            ("POST", "/v1/completions"),
-            ("POST", "/v1/chat/completions"),
-            ("GET", "/v1/models"),
-            ("GET", "/v1/models/tiny"),
-            ("GET", "/v1/releases"),
-        ]
-        assert sorted([*routes, ("GET", "/healthz"), ("GET", "/readyz")]) == sorted(paths(here.app))
-        for method, path in routes:
-            response = await here.client.request(method, path, json=ASK)
-            assert response.status_code == 401, path
-            assert response.json()["error"]["code"] == "invalid_api_key"
-        assert (await here.client.get("/healthz")).status_code == 200
-
-    run(tmp_path, scene)
-
-
-def paths(app: Any) -> list[tuple[str, str]]:
-    found = []
-    for route in app.routes:
-        for each in getattr(getattr(route, "original_router", None), "routes", [route]):
-            found += [
-                (m, each.path.replace("{model_id:path}", "tiny")) for m in each.methods - {"HEAD"}
-            ]
-    return found
+        checked("chat", {"model": "m", "prompt": "p"}, 16)
 
 
 def test_models_and_releases(tmp_path: Path) -> None:
