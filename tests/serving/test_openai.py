@@ -34,7 +34,14 @@ class House:
     engine: FakeEngine
     sink: MemorySink
     registry: ReleaseRegistry
+    consent: FixedConsent
     failures: list[str]
+
+    @property
+    def word(self) -> str:
+        """What every word of the fake engine begins with."""
+        assert self.engine.running is not None
+        return self.engine.running.name[:6]
 
     async def post(self, path: str, body: Any, user: str = "ann", **headers: str) -> httpx.Response:
         return await self.client.post(
@@ -43,18 +50,26 @@ class House:
 
 
 @asynccontextmanager
-async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
+async def house(
+    root: Path, *, released: bool = True, content_filter: str = ""
+) -> AsyncIterator[House]:
     registry = ReleaseRegistry(root / "registry")
     if released:
         publish(registry, root)
     engine, sink, failures = FakeEngine(), MemorySink(), []
+    consent = FixedConsent({"ann": "v1"})
     app = create_app(
-        Settings(release_poll_s=0.01, max_body_bytes=2000),
+        Settings(
+            release_poll_s=0.01,
+            max_body_bytes=2000,
+            stall_bound_s=0.3,
+            content_filter=content_filter,
+        ),
         engine,
         sink,
         registry,
         authenticate,
-        FixedConsent({"ann": "v1"}),
+        consent,
         Stamper("serving", clock=lambda: 1.0),
         on_engine_failure=lambda: failures.append("engine"),
     )
@@ -65,7 +80,7 @@ async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
     ):
         while released and (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.01)
-        yield House(client, app, engine, sink, registry, failures)
+        yield House(client, app, engine, sink, registry, consent, failures)
 
 
 def publish(registry: ReleaseRegistry, root: Path) -> None:
@@ -83,9 +98,15 @@ def publish(registry: ReleaseRegistry, root: Path) -> None:
     registry.publish(release)
 
 
-def run(root: Path, scene: Callable[[House], Awaitable[None]], *, released: bool = True) -> None:
+def run(
+    root: Path,
+    scene: Callable[[House], Awaitable[None]],
+    *,
+    released: bool = True,
+    content_filter: str = "",
+) -> None:
     async def play() -> None:
-        async with house(root, released=released) as here:
+        async with house(root, released=released, content_filter=content_filter) as here:
             await scene(here)
 
     asyncio.run(play())
@@ -382,3 +403,69 @@ def test_fault_in_the_engine_is_told_without_its_text(
         assert "a question" not in response.text + caplog.text
 
     run(tmp_path, scene)
+
+
+def test_stream_that_its_client_does_not_read_is_cut(tmp_path: Path) -> None:
+    async def scene(here: House) -> None:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                sent.append("asked")
+                return {"type": "http.request", "body": json.dumps(ASK | {"stream": True}).encode()}
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()  # the client's buffers are full
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "query_string": b"",
+            "headers": [(b"authorization", b"Bearer il-ann")],
+        }
+        await asyncio.wait_for(here.app(scope, receive, send), 10)
+        assert sent[-1]["type"] == "http.response.body" and sent[-1]["more_body"]
+        assert here.sink.completions() == []
+
+    run(tmp_path, scene)
+
+
+def test_consent_that_cannot_be_asked_keeps_nothing(tmp_path: Path) -> None:
+    def broken(user_id: str) -> str | None:
+        raise OSError("the log is gone")
+
+    async def scene(here: House) -> None:
+        here.consent.granted_notice = broken  # type: ignore[method-assign]
+        response = await here.post("completions", ASK)
+        assert response.status_code == 200
+        assert response.headers["x-instructloop-recorded"] == "false"
+        assert here.sink.completions() == []
+
+    run(tmp_path, scene)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_filtered_answer_is_recorded_as_the_client_saw_it(tmp_path: Path, stream: bool) -> None:
+    words = tmp_path / "words.txt"
+    # The fake engine speaks the head of its folder's name, which is the digest of what is in it.
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "config.json").write_text("{}")
+    digest = ArtifactStore(tmp_path / "aside").put("policy", tmp_path / "same")
+    words.write_text(f"{digest[:6]}-1\n")
+
+    async def scene(here: House) -> None:
+        response = await here.post("completions", ASK | {"n": 1, "stream": stream})
+        bodies = events(response) if stream else [response.json()]
+        said = [choice for body in bodies for choice in body["choices"]]
+        text = "".join(choice["text"] for choice in said)
+        assert (text, said[-1]["finish_reason"]) == (f"{here.word}-0 ", "content_filter")
+        (event,) = here.sink.completions()
+        (output,) = event.completion.outputs
+        assert (output.text, output.finish_reason) == (text, "content_filter")
+
+    run(tmp_path, scene, content_filter=f"words:{words}")
