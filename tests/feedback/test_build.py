@@ -128,6 +128,7 @@ def test_the_manifest_counts_rows_people_and_events(log: Log, store: ArtifactSto
         "consents": {0: (0, 2)},
         "demonstrations": {0: (0, 1)},
         "rankings": {0: (0, 2)},
+        "withdrawals": {0: (0, 0)},
     }
     assert manifest.rows == {
         "sft": {"train": 1, "validation": 0, "test": 0},
