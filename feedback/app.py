@@ -44,7 +44,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 Page = Annotated[Literal["playground"] | None, Header(alias="X-Instructloop-Source")]
 
 
-def _example(**values: object) -> ConfigDict:
+def _example(**values: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [values]})
 
 
