@@ -224,7 +224,7 @@ def _cost(kind: Kind, asked: Body) -> int:
 
 def _bound(asked: Body) -> int:
     """`max_tokens`; 0 where only the context bounds the answer."""
-    return int(asked.get("max_completion_tokens", asked.get("max_tokens", 0)))
+    return int(asked.get("max_completion_tokens") or asked.get("max_tokens") or 0)
 
 
 def _metadata(said: Body) -> dict[str, str]:

@@ -70,7 +70,7 @@ class Telemetry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = message | {"headers": self._headers(message, visit, began)}
+                message = {**message, "headers": self._headers(message, visit, began)}
             await send(message)
 
         with self._span(scope) as span:

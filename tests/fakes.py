@@ -148,8 +148,8 @@ class FakeEngine:
             yield self._body(kind, []) | {"usage": self._usage(length * len(answers))}
 
     def _length(self, body: Body) -> int:
-        bound = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
-        return min(int(bound), self.CONTEXT)
+        bound: int = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
+        return min(bound, self.CONTEXT)
 
     def _usage(self, written: int) -> Body:
         return {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 
-from contracts.access import Scope
+from contracts.access import USER_SCOPES, Scope
 from contracts.artifact import ArtifactStore
 from contracts.events import Stamper
 from contracts.log import Log
@@ -40,8 +40,7 @@ class House:
     registry: ReleaseRegistry
 
     def key(self, user: str, *scopes: Scope, **settings: Any) -> str:
-        chosen = {"scopes": scopes} if scopes else {}
-        return self.keys.create(user, **chosen, **settings)[0]
+        return self.keys.create(user, scopes=scopes or USER_SCOPES, **settings)[0]
 
     def openai(self, user: str = "ann", *scopes: Scope, **settings: Any) -> OpenAI:
         return OpenAI(
