@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 from contracts.access import SCOPES, USER_SCOPES, Principal
 from contracts.errors import Unauthenticated
@@ -148,8 +149,8 @@ class FakeEngine:
             yield self._body(kind, []) | {"usage": self._usage(length * len(answers))}
 
     def _length(self, body: Body) -> int:
-        bound: int = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
-        return min(bound, self.CONTEXT)
+        bound: Any = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
+        return min(int(bound), self.CONTEXT)
 
     def _usage(self, written: int) -> Body:
         return {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}
