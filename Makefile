@@ -24,7 +24,7 @@ READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e test chromium check format lint types imports schema proto lock bench clean
+.PHONY: help setup demo e2e test chromium redis check format lint types imports schema proto docs lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 	@[ -n "$(DATA)" ] || { echo "make e2e needs DATA=folder: see README, Real input" >&2; exit 2; }
 	@exec .venv/bin/instructloop loop --config demo/e2e.toml --data "$(DATA)"
 
-test: setup chromium ## every test, one real vLLM engine and one real browser included (ARGS="-k swap")
+test: setup chromium redis ## every test, one real vLLM engine and one real browser included (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
 
 check: lint types imports schema ## format, lint, types, imports and event schema
@@ -50,6 +50,9 @@ format: setup ## rewrite the code in its format
 
 proto: setup ## generate contracts/v1 from proto/
 	@$(PROTOC) --python_out=. --pyi_out=. proto/contracts/v1/events.proto
+
+docs: setup ## generate docs/parity.md and the settings in docs/configuration.md
+	@$(RUN) -m tests.docs.pages
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
@@ -118,4 +121,14 @@ chromium:
 	  export DEBIAN_FRONTEND=noninteractive
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
 	    </dev/null >/dev/null 2>&1 || echo "chromium could not be installed; going on without"
+	fi
+
+# For the test of limits that hold over several replicas; likewise.
+redis:
+	@command -v redis-server >/dev/null && exit 0
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  echo "installing redis-server"
+	  export DEBIAN_FRONTEND=noninteractive
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server; } \
+	    </dev/null >/dev/null 2>&1 || echo "redis-server could not be installed; going on without"
 	fi

@@ -1,7 +1,9 @@
 """What README and docs tell a reader to type or open exists."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from typer.main import get_command
 
 from instructloop.cli import app
 from instructloop.config import RoundConfig
-from serving.settings import Settings
+from tests.docs.pages import pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,17 +111,26 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
         assert sorted(path.name for path in modules - named) == [], name
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
+def test_every_key_of_a_round_is_listed() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `INSTRUCTLOOP_(\w+)` \| ([\w.]+) \|", page, re.MULTILINE))
-    fields = Settings.model_fields.items()
-    assert listed == {name.upper(): str(field.default) for name, field in fields}
     keys = {
         key
         for cells in re.findall(r"^\| (`[a-z_`, ]+) \|", page, re.MULTILINE)
         for key in SPAN.findall(cells)
     }
     assert keys == set(RoundConfig.model_fields)
+
+
+def test_generated_pages_are_fresh() -> None:
+    stale = [path.name for path, text in pages().items() if path.read_text("utf-8") != text]
+    assert stale == [], "run make docs"
+
+
+def test_help_of_serve_fits_one_screen() -> None:
+    command = [sys.executable, "-m", "instructloop.cli", "serve", "--help"]
+    screen = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=screen)
+    assert len(shown.stdout.splitlines()) <= 40
 
 
 def test_what_is_wrong_is_seen(tmp_path: Path) -> None:
