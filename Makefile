@@ -26,7 +26,7 @@ READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e kafka test chromium kafkajars kcat check format lint types imports schema proto lock bench clean
+.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis check format lint types imports schema proto docs lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 kafka: setup kafkajars ## run a Kafka broker on this machine until Ctrl-C (PORT=9092)
 	@exec $(RUN) -m demo.broker $(PORT)
 
-test: setup chromium kafkajars kcat ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
+test: setup chromium kafkajars kcat redis ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
 
 check: lint types imports schema ## format, lint, types, imports and event schema
@@ -55,6 +55,9 @@ format: setup ## rewrite the code in its format
 
 proto: setup ## generate contracts/v1 from proto/
 	@$(PROTOC) --python_out=. --pyi_out=. proto/contracts/v1/events.proto
+
+docs: setup ## generate docs/parity.md and the settings in docs/configuration.md
+	@$(RUN) -m tests.docs.pages
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(UV) $(COMPILE) --upgrade -o requirements.lock
@@ -115,10 +118,13 @@ $(READY): requirements.lock | .uv/$(UV_VERSION)
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-# For the tests of the Playground and of Kafka, and for `make kafka`. What cannot be had is gone
+# For the tests of the Playground, of Kafka and of limits over several replicas, and for `make kafka`. What cannot be had is gone
 # without: its tests are skipped then, and fail where CI=true.
 chromium kcat:
 	@command -v $@ >/dev/null || $(call apt,$@)
+
+redis:
+	@command -v redis-server >/dev/null || $(call apt,redis-server)
 
 kafkajars: .kafka/classes.jsa
 

@@ -21,9 +21,13 @@ class Principal:
     # section 3.2).
     production: bool = False
     scopes: frozenset[Scope] = USER_SCOPES
+    project: str = "default"
+    # The key's own limits a minute; None: those of the server.
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
-# From an `Authorization` header's value (or None) to the key's owner. Raises AccessDenied.
+# From an `Authorization` header's value (or None) to the key's owner. Raises Unauthenticated.
 Authenticate = Callable[[str | None], Principal]
 
 

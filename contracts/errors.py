@@ -4,6 +4,8 @@ InstructloopError          what any of our code raises on purpose; its message s
 ├── InvalidInput           a caller's value is wrong: names the field, what was expected, what came
 │   └── InvalidEvent         the same, for an event that is about to enter the log
 ├── AccessDenied           who asks may not do this
+│   └── Unauthenticated      nobody knows who asks
+├── LimitReached           who asks has used up a limit; says when it is free again
 ├── NotFound               there is no such completion, release, artifact or key
 ├── CorruptEvent           an event's encrypted text differs from its key or envelope
 ├── LogUnavailable         the event log does not answer now; the same call may succeed later
@@ -30,11 +32,37 @@ class InvalidEvent(InvalidInput):
 
 
 class AccessDenied(InstructloopError):
-    """The caller is unknown, or known and not allowed."""
+    """The caller is unknown, or known and not allowed; `code` is a word for programs."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class Unauthenticated(AccessDenied):
+    """No key, or one that opens nothing."""
+
+    def __init__(self, message: str, code: str = "invalid_api_key") -> None:
+        super().__init__(message, code)
+
+
+class LimitReached(InstructloopError):
+    """More than a key may ask for in a minute; `kind` is requests or tokens."""
+
+    def __init__(self, kind: str, limit: int, retry_after_s: float) -> None:
+        self.kind, self.retry_after_s = kind, retry_after_s
+        super().__init__(
+            f"Rate limit reached: this key may use {limit} {kind} per minute. "
+            f"Try again in {retry_after_s:.0f} s."
+        )
 
 
 class NotFound(InstructloopError):
-    """The thing that was named does not exist, or is not the caller's to see."""
+    """The thing that was named does not exist, or is not the caller's to see; `field` names it."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        self.field = field
+        super().__init__(message)
 
 
 class CorruptEvent(InstructloopError):

@@ -14,7 +14,17 @@ from contracts.v1 import events_pb2 as pb
 
 SCHEMA_VERSION = 1
 
-Body = pb.Completion | pb.Ranking | pb.Demonstration | pb.Consent | pb.ReleaseChange
+Body = (
+    pb.Completion
+    | pb.Ranking
+    | pb.Demonstration
+    | pb.Consent
+    | pb.ReleaseChange
+    | pb.Rating
+    | pb.Edit
+    | pb.Comment
+    | pb.Withdrawal
+)
 
 # One topic per body. The key is the field's name in the envelope's oneof.
 TOPIC_OF = {
@@ -23,6 +33,10 @@ TOPIC_OF = {
     "demonstration": "demonstrations",
     "consent": "consents",
     "release_change": "releases",
+    "rating": "ratings",
+    "edit": "edits",
+    "comment": "comments",
+    "withdrawal": "withdrawals",
 }
 TOPICS = tuple(TOPIC_OF.values())
 
@@ -44,6 +58,8 @@ def _may_hold_text(body: str) -> bool:
 TEXT_BODIES = tuple(body for body in TOPIC_OF if _may_hold_text(body))
 
 MIN_RANKED, MAX_RANKED = 2, 9
+# InstructGPT, table 3: overall quality on a Likert scale of 1 to 7.
+MIN_SCORE, MAX_SCORE = 1, 7
 
 
 def uuid7(unix_seconds: float, entropy: bytes) -> str:
@@ -94,6 +110,10 @@ _BODY_TYPE: dict[str, type] = {
     "demonstration": pb.Demonstration,
     "consent": pb.Consent,
     "release_change": pb.ReleaseChange,
+    "rating": pb.Rating,
+    "edit": pb.Edit,
+    "comment": pb.Comment,
+    "withdrawal": pb.Withdrawal,
 }
 
 
@@ -233,10 +253,37 @@ def _validate_release_change(body: pb.ReleaseChange) -> None:
         )
 
 
+def _validate_rating(body: pb.Rating) -> None:
+    _validate_about(body)
+    if not MIN_SCORE <= body.score <= MAX_SCORE:
+        raise InvalidEvent("score", f"an integer from {MIN_SCORE} to {MAX_SCORE}", body.score)
+
+
+def _validate_said(body: pb.Edit | pb.Comment) -> None:
+    _validate_about(body)
+    if not body.text.strip():
+        raise InvalidEvent("text", "a text", "nothing")
+
+
+def _validate_about(body: pb.Rating | pb.Edit | pb.Comment) -> None:
+    if not body.completion_id:
+        raise InvalidEvent("completion_id", "a non-empty string", "")
+    _validate_source(body.source, body.notice_version)
+
+
+def _validate_withdrawal(body: pb.Withdrawal) -> None:
+    if not body.completion_id:
+        raise InvalidEvent("completion_id", "a non-empty string", "")
+
+
 _VALIDATE_BODY: dict[str, Callable[..., None]] = {
     "completions": _validate_completion,
     "rankings": _validate_ranking,
     "demonstrations": _validate_demonstration,
     "consents": _validate_consent,
     "releases": _validate_release_change,
+    "ratings": _validate_rating,
+    "edits": _validate_said,
+    "comments": _validate_said,
+    "withdrawals": _validate_withdrawal,
 }

@@ -1,10 +1,10 @@
-"""The feedback service: consent and rankings over HTTP, and the Playground's pages. Wiring only."""
+"""The feedback service: consent, feedback and stored completions over HTTP, and the pages."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -13,13 +13,21 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Scope
 
 from contracts.access import Authenticate, ConsentReader, Principal
-from contracts.errors import AccessDenied, InvalidInput, LogUnavailable, NotFound
-from contracts.events import Stamper
+from contracts.errors import (
+    AccessDenied,
+    InvalidInput,
+    LimitReached,
+    LogUnavailable,
+    NotFound,
+    Unauthenticated,
+)
+from contracts.events import MAX_SCORE, MIN_SCORE, Stamper
 from contracts.log import EventSink, EventSource
 from contracts.v1 import events_pb2 as pb
-from feedback import notice
+from feedback import notice, stored
+from feedback.completions import Completions
 from feedback.consent import PURPOSES, ConsentState
-from feedback.intake import Intake, Judgement
+from feedback.intake import Intake
 from feedback.rights import Rights
 
 _STAMPER = Stamper("feedback")
@@ -34,6 +42,13 @@ _PAGE_HEADERS = {
 }
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+# Repeated, a request with the same key is the same event; and where it was made.
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=256)]
+Page = Annotated[Literal["playground"] | None, Header(alias="X-Instructloop-Source")]
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [values]})
 
 
 class ConsentRequest(BaseModel):
@@ -47,22 +62,62 @@ class ConsentRequest(BaseModel):
     erase: StrictBool = False
 
 
-class RankingRequest(BaseModel):
-    """`groups` are output indices, best first; outputs in one group are equally good."""
+class About(BaseModel):
+    """What every kind of feedback says of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     completion_id: Text
-    groups: Annotated[
-        tuple[tuple[Annotated[int, Field(strict=True)], ...], ...], Field(max_length=9)
-    ]
-    instruction_version: Text
-    seconds_spent: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     # OpenAI's bounds on metadata.
     metadata: Annotated[
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
         Field(max_length=16),
     ] = {}
+
+
+Index = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
+Words = Annotated[str, Field(min_length=1, max_length=65_536, pattern=r"\S")]
+
+
+class RankingRequest(About):
+    """`groups` are output indices, best first; outputs in one group are equally good."""
+
+    model_config = _example(
+        completion_id="cmpl-5b1f0c", groups=[[0], [2, 1]], instruction_version="1"
+    )
+
+    groups: Annotated[tuple[tuple[Index, ...], ...], Field(max_length=9)]
+    instruction_version: Text
+    seconds_spent: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class RatingRequest(About):
+    """One output by itself, from 1, very bad, to 7, excellent."""
+
+    model_config = _example(
+        completion_id="cmpl-5b1f0c", output=0, score=6, metadata={"hallucinates": "false"}
+    )
+
+    output: Index
+    score: Annotated[int, Field(strict=True, ge=MIN_SCORE, le=MAX_SCORE)]
+
+
+class EditRequest(About):
+    """One output as the person would have written it."""
+
+    model_config = _example(completion_id="cmpl-5b1f0c", output=0, text="Owls hunt at night.")
+
+    output: Index
+    text: Words
+
+
+class CommentRequest(About):
+    """Words about a completion, or about one output of it."""
+
+    model_config = _example(completion_id="cmpl-5b1f0c", text="The second one made up a source.")
+
+    output: Index | None = None
+    text: Words
 
 
 def create_app(
@@ -74,49 +129,73 @@ def create_app(
     stamper: Stamper = _STAMPER,
     rights: Rights | None = None,
 ) -> FastAPI:
-    """Every API route asks `authenticate` itself.
+    """Every API route asks for a key with the scope feedback: the app itself depends on one.
 
     Routes are plain functions, so that appends run in threads, off the event loop.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    intake = Intake(sink, source, consent, stamper)
 
     def principal(authorization: Annotated[str | None, Header()] = None) -> Principal:
-        try:
-            return authenticate(authorization)
-        except AccessDenied as e:
-            raise HTTPException(401, str(e), {"WWW-Authenticate": "Bearer"}) from e
+        who = authenticate(authorization)
+        if "feedback" not in who.scopes:
+            raise AccessDenied(
+                "You have insufficient permissions for this operation. Missing scopes: feedback.",
+                "missing_scope",
+            )
+        return who
 
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(principal)]
+    )
+    completions = Completions(source)
+    intake = Intake(sink, source, completions, consent, stamper)
     Who = Annotated[Principal, Depends(principal)]
 
     _add_consent(app, rights or Rights(sink, source, None, stamper), principal)
 
-    @app.post("/v1/feedback/rankings")
-    def post_ranking(
-        who: Who,
-        body: RankingRequest,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
-        x_instructloop_source: Annotated[Literal["playground"] | None, Header()] = None,
-    ) -> dict[str, object]:
-        judgement = Judgement(
-            completion_id=body.completion_id,
-            groups=body.groups,
-            instruction_version=body.instruction_version,
-            seconds_spent=body.seconds_spent,
-            metadata=body.metadata,
-            source=pb.SOURCE_PLAYGROUND if x_instructloop_source else pb.SOURCE_API,
-        )
-        event_id = intake.rank(who, judgement, idempotency_key)
-        return {
-            "object": "ranking",
-            "id": event_id,
-            "completion_id": body.completion_id,
-            "groups": body.groups,
-        }
-
+    _add_feedback(app, intake, Who)
+    app.include_router(stored.router(completions, sink, stamper, principal))
     _answer_errors(app)
     app.mount("/", _Pages(directory=PAGES, html=True))
     return app
+
+
+def _add_feedback(app: FastAPI, intake: Intake, Who: Any) -> None:
+    """What a person says about a completion of theirs."""
+
+    @app.post("/v1/feedback/rankings")
+    def post_ranking(
+        who: Who, body: RankingRequest, key: Key = None, page: Page = None
+    ) -> dict[str, object]:
+        ranking = pb.Ranking(
+            completion_id=body.completion_id,
+            groups=[pb.RankGroup(outputs=group) for group in body.groups],
+            instruction_version=body.instruction_version,
+            seconds_spent=body.seconds_spent,
+            source=_source(page),
+            metadata=body.metadata,
+        )
+        return _taken("ranking", intake.take(who, ranking, key), body, "groups")
+
+    @app.post("/v1/feedback/ratings")
+    def post_rating(
+        who: Who, body: RatingRequest, key: Key = None, page: Page = None
+    ) -> dict[str, object]:
+        rating = pb.Rating(**body.model_dump(), source=_source(page))
+        return _taken("rating", intake.take(who, rating, key), body, "output", "score")
+
+    @app.post("/v1/feedback/edits")
+    def post_edit(
+        who: Who, body: EditRequest, key: Key = None, page: Page = None
+    ) -> dict[str, object]:
+        edit = pb.Edit(**body.model_dump(), source=_source(page))
+        return _taken("edit", intake.take(who, edit, key), body, "output")
+
+    @app.post("/v1/feedback/comments")
+    def post_comment(
+        who: Who, body: CommentRequest, key: Key = None, page: Page = None
+    ) -> dict[str, object]:
+        comment = pb.Comment(**body.model_dump(), source=_source(page))
+        return _taken("comment", intake.take(who, comment, key), body, "output")
 
 
 def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principal]) -> None:
@@ -165,9 +244,20 @@ class _Pages(StaticFiles):
     """The packed pages, and nothing that they did not bring may run in them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if path == "v1" or path.startswith("v1/"):  # an API's path that no route took
+            raise StarletteHTTPException(404, f"Invalid URL ({scope['method']} /{path})")
         response = await super().get_response(path, scope)
         response.headers.update(_PAGE_HEADERS)
         return response
+
+
+def _source(page: str | None) -> pb.Source:
+    return pb.SOURCE_PLAYGROUND if page else pb.SOURCE_API
+
+
+def _taken(kind: str, event_id: str, body: About, *fields: str) -> dict[str, object]:
+    said = {name: getattr(body, name) for name in fields}
+    return {"object": kind, "id": event_id, "completion_id": body.completion_id, **said}
 
 
 def _consent_object(user_id: str, state: ConsentState) -> dict[str, object]:
@@ -193,32 +283,38 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        code = "invalid_api_key" if error.status_code == 401 else None
-        return _refusal(error.status_code, error.detail, None, code, error.headers)
+        return _refusal(error.status_code, error.detail, None, None, error.headers)
 
-    answers: list[tuple[type[Exception], int, str | None]] = [
-        (InvalidInput, 400, None),
-        (AccessDenied, 403, "consent_required"),
-        (NotFound, 404, "not_found"),
-        (LogUnavailable, 503, "log_unavailable"),
-    ]
+    @app.exception_handler(Unauthenticated)
+    async def unknown(_: Request, error: Unauthenticated) -> JSONResponse:
+        headers = {"WWW-Authenticate": "Bearer"}
+        return _refusal(401, str(error), None, error.code, headers)
+
+    @app.exception_handler(AccessDenied)
+    async def denied(_: Request, error: AccessDenied) -> JSONResponse:
+        return _refusal(403, str(error), None, error.code)
+
+    @app.exception_handler(LimitReached)
+    async def limited(_: Request, error: LimitReached) -> JSONResponse:
+        headers = {"Retry-After": f"{error.retry_after_s:.0f}"}
+        return _refusal(429, str(error), None, "rate_limit_exceeded", headers, error.kind)
+
+    @app.exception_handler(InvalidInput)
+    async def invalid(_: Request, error: InvalidInput) -> JSONResponse:
+        return _refusal(400, str(error), error.field)
+
+    @app.exception_handler(NotFound)
+    async def not_found(_: Request, error: NotFound) -> JSONResponse:
+        return _refusal(404, str(error), error.field, "not_found")
+
+    @app.exception_handler(LogUnavailable)
+    async def away(_: Request, error: LogUnavailable) -> JSONResponse:
+        return _refusal(503, str(error), None, "log_unavailable")
 
     # The server prints the traceback; the caller gets no part of it.
     @app.exception_handler(Exception)
     async def broken(_: Request, __: Exception) -> JSONResponse:
         return _refusal(500, "the server failed; the request may be repeated", None)
-
-    for kind, status, code in answers:
-        app.exception_handler(kind)(_answer(status, code))
-
-
-def _answer(
-    status: int, code: str | None
-) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
-    async def answer(_: Request, error: Exception) -> JSONResponse:
-        return _refusal(status, str(error), getattr(error, "field", None), code)
-
-    return answer
 
 
 def _refusal(
@@ -227,9 +323,9 @@ def _refusal(
     param: str | None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
+    kind: str | None = None,
 ) -> JSONResponse:
-    kind = {403: "permission_error", 500: "server_error", 503: "server_error"}.get(
-        status, "invalid_request_error"
-    )
+    by_status = {403: "permission_error", 500: "server_error", 503: "server_error"}
+    kind = kind or by_status.get(status, "invalid_request_error")
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, dict(headers or {}))

@@ -3,10 +3,11 @@
 import json
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from contracts.access import Scope
 from contracts.errors import InstructloopError
 from instructloop import cli_consent, cli_dataset, cli_log, cli_vault
 from instructloop.options import KEYS, LOG, REGISTRY, Data, Keys, Log, Registry
@@ -20,6 +21,11 @@ app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_log.app, name="log")
 app.add_typer(cli_vault.app, name="vault")
 app.add_typer(release, name="release")
+
+
+PerMinute = Annotated[
+    int | None, typer.Option(min=0, help="The key's own limit; 0: none. Default: the server's.")
+]
 
 
 @app.command()
@@ -57,22 +63,41 @@ def serve(
 def create_key(
     user: Annotated[str, typer.Option(help="Whose key it is.")],
     production: Annotated[bool, typer.Option(help="Never keep what comes with it.")] = False,
+    scope: Annotated[
+        list[str], typer.Option(help="What it opens: complete, feedback, label, metrics, admin.")
+    ] = ["complete", "feedback"],  # noqa: B006  never changed
+    project: Annotated[str, typer.Option(help="The project that its use belongs to.")] = "default",
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: PerMinute = None,
     keys: Keys = KEYS,
 ) -> None:
     """Make a key and print it, once."""
     from serving.access import KeyStore
 
-    key, key_id = KeyStore(keys).create(user, production)
+    key, key_id = KeyStore(keys).create(
+        user,
+        production,
+        cast("list[Scope]", scope),  # the store checks
+        project,
+        requests_per_minute,
+        tokens_per_minute,
+    )
     typer.echo(f"{key_id} {key}")
 
 
 @keys.command("list")
 def list_keys(keys: Keys = KEYS) -> None:
-    """Print every key's id, owner and state."""
+    """Print every key's id, state, owner, project and scopes."""
     from serving.access import KeyStore
 
     for info in KeyStore(keys).list():
-        typer.echo(info)
+        who = info.principal
+        state = "active" if info.revoked is None else "revoked"
+        production = " production" if who.production else ""
+        typer.echo(
+            f"{who.key_id} {state} {who.user_id} {who.project} "
+            f"{','.join(sorted(who.scopes))}{production}"
+        )
 
 
 @keys.command("revoke")

@@ -8,11 +8,12 @@ import traceback
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from contracts.access import ConsentReader
+from contracts.access import Authenticate, ConsentReader, Principal
 from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from feedback.app import create_app as create_feedback
@@ -26,7 +27,9 @@ from feedback.vault.sealed import SealedLog
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
 from serving.engine import Engine, VllmEngine
+from serving.limits import Limiter
 from serving.settings import Settings
+from serving.telemetry import configure_logging
 
 
 @dataclass(frozen=True)
@@ -45,37 +48,49 @@ def create_app(
     spool: SpoolSettings,
     engine: Engine | None = None,
 ) -> FastAPI:
-    """Completions, feedback and the Playground as one application, on vLLM by default."""
+    """Completions, feedback and the Playground as one application, on vLLM by default, with one
+    OpenAPI document.
+    """
     consent, recordable = _consents(events, spool)
     registry = ReleaseRegistry(place.registry)
-    authenticate = KeyStore(place.keys).authenticate
+    keys = KeyStore(place.keys)
     app = create_serving(
         settings,
         engine or VllmEngine(settings.engine_options()),
         events,
         registry,
-        authenticate,
+        keys.authenticate,
         recordable,
+        keys=keys,
     )
     feedback = create_feedback(
         sink=events,
         source=events,
-        authenticate=authenticate,
+        authenticate=_limited(keys.authenticate, Limiter(settings.limit_options(), "feedback")),
         consent=consent,
         rights=Rights(events, events, registry, consent=consent),
     )
+    app.openapi_schema = _together(app.openapi(), feedback.openapi())
     app.mount("/", feedback)
     return app
 
 
 def serve(place: Place, settings: Settings, host: str, port: int) -> None:
-    """Run until SIGTERM or Ctrl-C; what is in flight finishes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    """Run until SIGTERM or Ctrl-C; what is in flight finishes, within the bound."""
+    configure_logging(settings.log_format)
     hide_messages_of_exceptions()
     spool = SpoolSettings()
     with closing(open_events(place.log, spool=spool)) as events:
-        app = create_app(place, settings, events, spool)
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+        uvicorn.run(
+            create_app(place, settings, events, spool),
+            host=host,
+            port=port,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_bound_s,
+        )
 
 
 def _consents(events: SealedLog, spool: SpoolSettings) -> tuple[ConsentStates, ConsentReader]:
@@ -105,6 +120,28 @@ class _Hide(logging.Filter):
             frames = "".join(traceback.format_tb(error.__traceback__))
             record.exc_info, record.exc_text = None, f"{frames}{type(error).__name__}"
         return True
+
+
+def _limited(authenticate: Authenticate, limiter: Limiter) -> Authenticate:
+    """The feedback API under the same limit of requests as completions, counted apart from them."""
+
+    def known(authorization: str | None) -> Principal:
+        who = authenticate(authorization)
+        limiter.take_request(who)
+        return who
+
+    return known
+
+
+def _together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two OpenAPI documents as one. Paths that both have, with other methods, are merged."""
+    paths = {
+        path: first["paths"].get(path, {}) | second["paths"].get(path, {})
+        for path in first["paths"] | second["paths"]
+    }
+    parts, more = first.get("components", {}), second.get("components", {})
+    components = {kind: {**parts.get(kind, {}), **more.get(kind, {})} for kind in {**parts, **more}}
+    return first | {"paths": paths, "components": components}
 
 
 def key_for_newcomer(place: Place) -> str:

@@ -1,30 +1,55 @@
-"""API keys, and consent at the request."""
+"""API keys, what each opens, and consent at the request."""
 
 import hashlib
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from contracts.access import ConsentReader, Principal
-from contracts.errors import AccessDenied, NotFound
+from fastapi import Depends, Header, Request
+
+from contracts.access import (
+    SCOPES,
+    USER_SCOPES,
+    Authenticate,
+    ConsentReader,
+    Principal,
+    Scope,
+)
+from contracts.errors import AccessDenied, InvalidInput, NotFound, Unauthenticated
+from serving.limits import Limiter
+from serving.telemetry import visit_of
 
 KEY_PREFIX = "il-"
 KEY_BYTES = 32
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (
-    key_id TEXT PRIMARY KEY,
-    sha256 BLOB NOT NULL UNIQUE,
-    user_id TEXT NOT NULL,
-    production INTEGER NOT NULL,
-    created REAL NOT NULL,
-    revoked REAL
+# One step for each version of the file; PRAGMA user_version says how many are done.
+SCHEMA = (
+    """
+    CREATE TABLE IF NOT EXISTS keys (
+        key_id TEXT PRIMARY KEY,
+        sha256 BLOB NOT NULL UNIQUE,
+        user_id TEXT NOT NULL,
+        production INTEGER NOT NULL,
+        created REAL NOT NULL,
+        revoked REAL
+    );
+    """,
+    """
+    ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'complete feedback';
+    ALTER TABLE keys ADD COLUMN project TEXT NOT NULL DEFAULT 'default';
+    ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER;
+    ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER;
+    """,
 )
-"""
+COLUMNS = (
+    "key_id, user_id, production, scopes, project, requests_per_minute, tokens_per_minute, "
+    "created, revoked"
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +58,7 @@ class KeyInfo:
     1970.
     """
 
-    key_id: str
-    user_id: str
-    production: bool
+    principal: Principal
     created: float
     revoked: float | None
 
@@ -54,14 +77,41 @@ class KeyStore:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute(SCHEMA)
+        self._migrate()
 
-    def create(self, user_id: str, production: bool = False) -> tuple[str, str]:
-        """A new key and its id. Completions asked for with a production key are never recorded."""
+    def create(
+        self,
+        user_id: str,
+        production: bool = False,
+        scopes: Iterable[Scope] = USER_SCOPES,
+        project: str = "default",
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> tuple[str, str]:
+        """A new key and its id. Completions asked for with a production key are never recorded.
+
+        Limits are a minute's, 0 for none, None for the server's. Raises InvalidInput.
+        """
+        scopes = frozenset(scopes)
+        if not scopes or scopes - set(SCOPES):
+            raise InvalidInput("scopes", f"some of {', '.join(SCOPES)}", sorted(scopes))
+        for name, text in (("user", user_id), ("project", project)):
+            if not text.strip():
+                raise InvalidInput(name, "a name", text)
+        for name, limit in (
+            ("requests_per_minute", requests_per_minute),
+            ("tokens_per_minute", tokens_per_minute),
+        ):
+            if limit is not None and limit < 0:
+                raise InvalidInput(name, "a number from 0, for no limit, on", limit)
         key, key_id = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES), f"key_{secrets.token_hex(8)}"
-        row = (key_id, _digest(key), user_id, production, self._clock())
+        row = (
+            *(key_id, user_id, production, " ".join(sorted(scopes)), project),
+            *(requests_per_minute, tokens_per_minute, self._clock(), None, _digest(key)),
+        )
+        statement = f"INSERT INTO keys ({COLUMNS}, sha256) VALUES (?,?,?,?,?,?,?,?,?,?)"  # noqa: S608
         with self._lock:
-            self._db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", row)
+            self._db.execute(statement, row)
         return key, key_id
 
     def revoke(self, key_id: str) -> None:
@@ -73,32 +123,84 @@ class KeyStore:
 
     def list(self) -> list[KeyInfo]:
         """All keys, oldest first, revoked ones included."""
-        columns = "key_id, user_id, production, created, revoked"
-        statement = f"SELECT {columns} FROM keys ORDER BY created, key_id"  # noqa: S608  no input
+        statement = f"SELECT {COLUMNS} FROM keys ORDER BY created, key_id"  # noqa: S608  no input
         with self._lock:
             rows = self._db.execute(statement).fetchall()
-        return [
-            KeyInfo(i, user, bool(production), created, revoked)
-            for i, user, production, created, revoked in rows
-        ]
+        return [KeyInfo(_principal(row), *row[-2:]) for row in rows]
 
     def authenticate(self, authorization: str | None) -> Principal:
-        """The owner of the key in an `Authorization: Bearer` header. Raises AccessDenied."""
+        """The owner of the key in an `Authorization: Bearer` header. Raises Unauthenticated."""
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise AccessDenied("No API key: send it as `Authorization: Bearer il-...`.")
-        statement = (
-            "SELECT user_id, key_id, production FROM keys WHERE sha256 = ? AND revoked IS NULL"
-        )
+            raise Unauthenticated("No API key: send it as `Authorization: Bearer il-...`.")
+        statement = f"SELECT {COLUMNS} FROM keys WHERE sha256 = ? AND revoked IS NULL"  # noqa: S608
         with self._lock:
             row = self._db.execute(statement, (_digest(key.strip()),)).fetchone()
         if row is None:
-            raise AccessDenied("The API key is unknown or revoked.")
-        return Principal(user_id=row[0], key_id=row[1], production=bool(row[2]))
+            raise Unauthenticated("The API key is unknown or revoked.")
+        return _principal(row)
+
+    def _migrate(self) -> None:
+        """Bring the file to this version; another process may do the same at the same time."""
+        self._db.execute("BEGIN IMMEDIATE")
+        (done,) = self._db.execute("PRAGMA user_version").fetchone()
+        for step in SCHEMA[done:]:
+            for statement in filter(str.strip, step.split(";")):
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {max(done, len(SCHEMA))}")
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+class Door:
+    """The dependency of every route: nobody comes in without a key, and no key opens all."""
+
+    def __init__(self, authenticate: Authenticate, organization: str, limiter: Limiter) -> None:
+        self._authenticate, self._organization = authenticate, organization
+        self._limiter = limiter
+
+    # A sync dependency runs on a thread: the key store reads a file.
+    def known(
+        self,
+        request: Request,
+        authorization: Annotated[str | None, Header()] = None,
+        openai_organization: Annotated[str | None, Header()] = None,
+        openai_project: Annotated[str | None, Header()] = None,
+    ) -> Principal:
+        """Who asks; the request counts against the key's limit. Raises LimitReached, and
+        Unauthenticated, also where a header names what the key is not of.
+        """
+        who = self._authenticate(authorization)
+        visit = visit_of(request.scope)
+        visit.facts |= {"key_id": who.key_id, "project": who.project}
+        if openai_organization not in (None, "", self._organization):
+            raise Unauthenticated(
+                "OpenAI-Organization header should match organization for API key",
+                "mismatched_organization",
+            )
+        if openai_project not in (None, "", who.project):
+            raise Unauthenticated(
+                "OpenAI-Project header should match project for API key", "mismatched_project"
+            )
+        visit.headers |= {"openai-project": who.project, **self._limiter.take_request(who)}
+        return who
+
+    def opens(self, *scopes: Scope) -> Callable[..., Awaitable[Principal]]:
+        """A dependency for routes that a key with any of `scopes` opens. Raises AccessDenied."""
+
+        async def allowed(who: Annotated[Principal, Depends(self.known)]) -> Principal:
+            if who.scopes.isdisjoint(scopes):
+                raise AccessDenied(
+                    "You have insufficient permissions for this operation. "
+                    f"Missing scopes: {' or '.join(scopes)}.",
+                    "missing_scope",
+                )
+            return who
+
+        return allowed
 
 
 def agreed_notice(
@@ -114,6 +216,12 @@ def agreed_notice(
     if granted is None or (playground and shown_notice != granted):
         return None
     return granted
+
+
+def _principal(row: tuple[Any, ...]) -> Principal:
+    key_id, user_id, production, scopes, project, requests, tokens, *_ = row
+    known = frozenset(scope for scope in SCOPES if scope in scopes.split())
+    return Principal(user_id, key_id, bool(production), known, project, requests, tokens)
 
 
 def _digest(key: str) -> bytes:

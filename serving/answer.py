@@ -2,27 +2,31 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from contracts.access import Principal
+from contracts.errors import NotFound
 from contracts.release import Release
 from serving.ahead import read_ahead
+from serving.content_filter import FINISH, ContentFilter, filtered, filtered_stream
 from serving.engine import Body, Engine, EngineRefused, Kind
-from serving.errors import error_body
+from serving.errors import engine_error_body, error_body
 from serving.gate import CutShort, Gate
+from serving.limits import Limiter
+from serving.metrics import Metrics
 from serving.recorder import Permit, Recorder, Transcript
+from serving.response import best, public
 from serving.swap import WeightSwapper
+from serving.telemetry import Visit, visit_of
 
-# What OpenAI's bodies have; the engine's own extras stay inside.
-PUBLIC_FIELDS = ("id", "object", "created", "model", "choices", "usage")
-PUBLIC_CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason")
-TOKEN_FIELDS = ("token_ids", "prompt_token_ids")
-PUBLIC_MESSAGE_FIELDS = ("role", "content", "refusal")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,19 @@ class Ask:
     """One checked request: what the engine gets, and what the client and the log get."""
 
     kind: Kind
+    # As the engine gets it.
     body: Body
+    who: Principal
+    # The release that the client named with the model, if it did.
+    release: str | None
+    # Answers for each prompt, of as many samples as `body["n"]` says.
+    n: int
+    wants_logprobs: bool
     wants_token_ids: bool
+    wants_usage: bool
     permit: Permit | None
-
-    @property
-    def wants_usage(self) -> bool:
-        return bool((self.body.get("stream_options") or {}).get("include_usage"))
+    # Tokens that were counted against the key's limit in advance; None where there is no limit.
+    tokens_taken: int | None
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,34 @@ class Desk:
     gate: Gate
     swapper: WeightSwapper
     recorder: Recorder
+    limiter: Limiter
+    metrics: Metrics
+    content_filter: ContentFilter | None
+    # How long a client may keep a stream waiting, in all, in seconds.
+    stall_bound_s: float
+
+    def serving(self, named: str | None = None) -> Release:
+        """The release that answers. Raises EngineRefused while there is none, and NotFound where
+        another one is named.
+        """
+        release = self.swapper.serving
+        if release is None:
+            raise EngineRefused("The model is still loading.", status=503)
+        if named not in (None, release.id):
+            raise NotFound(
+                f"The model `{release.model}@{named}` is not loaded; "
+                f"loaded: `{release.model}@{release.id}`.",
+                "model",
+            )
+        return release
 
 
 class Answer(Response):
-    """An ASGI response that holds the gate while it is made, so that no swap falls into it.
+    """An ASGI response that holds the gate while the engine works, so that no swap falls into it.
 
     The gate is entered here and not in a middleware: a client that is slow to send its request
-    holds up no swap.
+    holds up no swap. Neither does one that is slow to read: the engine's answer is read ahead of
+    it, and to bound that memory a stream is cut when its client kept it waiting too long.
     """
 
     def __init__(self, desk: Desk, ask: Ask) -> None:
@@ -64,26 +95,24 @@ class Answer(Response):
         await _unless_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        visit = visit_of(scope)
         # A client that is slow to read holds up no swap either.
-        async with aclosing(read_ahead(self._made())) as bodies:
+        async with aclosing(read_ahead(self._made(visit))) as bodies:
             release, first = await anext(bodies)
             if self._ask.body.get("stream"):
-                await self._stream(release, first, bodies, send)
-            else:
-                await self._whole(first, release)
-                body = json.dumps(self._public(first, release), ensure_ascii=False)
-                await Response(body, 200, self._stamps(release), "application/json")(
-                    scope, receive, send
-                )
+                await self._stream(_chunks(first, bodies), release, visit, send)
+                return
+            body = await self._whole(first, release, visit)
+        said = json.dumps(body, ensure_ascii=False)
+        await Response(said, 200, media_type="application/json")(scope, receive, send)
 
-    async def _made(self) -> AsyncGenerator[tuple[Release, Body], None]:
+    async def _made(self, visit: Visit) -> AsyncGenerator[tuple[Release, Body], None]:
         """The body, or its chunks, with the release that makes them: all by the same one, because
         the gate is held for as long as the engine works.
         """
         async with self._desk.gate.reading():
-            release = self._desk.swapper.serving
-            if release is None:
-                raise EngineRefused("The model is still loading.", status=503)
+            release = self._desk.serving(self._ask.release)
+            self._stamp(visit, release)
             result = await self._desk.engine.answer(self._ask.kind, self._ask.body)
             if isinstance(result, dict):
                 yield release, result
@@ -92,74 +121,115 @@ class Answer(Response):
                 async for chunk in chunks:
                     yield release, chunk
 
-    async def _whole(self, result: Body, release: Release) -> None:
-        transcript = Transcript(self._ask.kind)
+    async def _whole(self, result: Body, release: Release, visit: Visit) -> Body:
+        ask = self._ask
+        if ask.body["n"] > ask.n:
+            result = best(result, ask.n, ask.body["n"], ask.wants_logprobs)
+        if self._desk.content_filter is not None:
+            result = await filtered(result, self._desk.content_filter)
+        transcript = Transcript(ask.kind)
         transcript.add(result)
+        self._count_filtered(result, release)
+        await self._settle(result["usage"], release, visit)
         await self._record(transcript, release)
+        return public(result, release, token_ids=ask.wants_token_ids, usage=True)
 
     async def _stream(
-        self,
-        release: Release,
-        first: Body,
-        bodies: AsyncGenerator[tuple[Release, Body], None],
-        send: Send,
+        self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit, send: Send
     ) -> None:
-        headers = self._stamps(release) | {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-cache",
-        }
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
-        async with aclosing(self._events(release, first, bodies)) as events:
-            async for event in events:
-                data = f"data: {event}\n\n".encode()
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        patient = _Patience(send, self._desk.stall_bound_s)
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        headers.append((b"cache-control", b"no-cache"))
+        try:
+            await patient.send({"type": "http.response.start", "status": 200, "headers": headers})
+            async with aclosing(self._events(chunks, release, visit)) as events:
+                async for event in events:
+                    data = f"data: {event}\n\n".encode()
+                    part = {"type": "http.response.body", "body": data, "more_body": True}
+                    await patient.send(part)
+            await patient.send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            # The server closes the connection of a response that was left unfinished.
+            visit.facts["error"] = "client too slow"
+            self._desk.metrics.limits.labels("slow_client").inc()
 
     async def _events(
-        self, release: Release, first: Body, bodies: AsyncGenerator[tuple[Release, Body], None]
+        self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit
     ) -> AsyncGenerator[str, None]:
-        transcript = Transcript(self._ask.kind)
-        transcript.add(first)
-        yield json.dumps(self._public(first, release), ensure_ascii=False)
+        ask, transcript, usage = self._ask, Transcript(self._ask.kind), None
+        if self._desk.content_filter is not None:
+            chunks = filtered_stream(chunks, self._desk.content_filter)
         try:
-            async for _, chunk in bodies:
-                transcript.add(chunk)
-                yield json.dumps(self._public(chunk, release), ensure_ascii=False)
+            async with aclosing(chunks) as open_chunks:
+                async for chunk in open_chunks:
+                    usage = chunk.get("usage") or usage
+                    if not chunk["choices"] and not ask.wants_usage:
+                        continue
+                    transcript.add(chunk)
+                    self._count_filtered(chunk, release)
+                    said = public(
+                        chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage
+                    )
+                    yield json.dumps(said, ensure_ascii=False)
         except EngineRefused as e:  # the status is sent already, so the error is the last event
-            yield json.dumps(error_body(e.status, str(e), e.param))
+            yield json.dumps(engine_error_body(e))
         except CutShort as e:
+            visit.facts["error"] = "cut short"
             yield json.dumps(error_body(503, str(e)))
         else:
+            await self._settle(usage or {}, release, visit)
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)
         yield "[DONE]"
 
     async def _record(self, transcript: Transcript, release: Release) -> None:
         if self._ask.permit is not None:
+            self._desk.metrics.recorded.labels(release.id).inc()
             await self._desk.recorder.record(self._ask.permit, transcript, release)
 
-    def _stamps(self, release: Release) -> dict[str, str]:
+    async def _settle(self, usage: Body, release: Release, visit: Visit) -> None:
+        """Count the tokens that it cost in the end."""
+        ask, used = self._ask, 0
+        for name in ("prompt_tokens", "completion_tokens"):
+            tokens = int(usage.get(name) or 0)
+            used += tokens
+            visit.facts[name] = tokens
+            self._desk.metrics.tokens.labels(release.id, name.removesuffix("_tokens")).inc(tokens)
+        if ask.tokens_taken is not None and used > ask.tokens_taken:
+            await asyncio.to_thread(self._desk.limiter.settle, ask.who, ask.tokens_taken, used)
+
+    def _count_filtered(self, body: Body, release: Release) -> None:
+        cut = sum(choice.get("finish_reason") == FINISH for choice in body["choices"])
+        if cut:
+            self._desk.metrics.filtered.labels(release.id).inc(cut)
+
+    def _stamp(self, visit: Visit, release: Release) -> None:
         recorded = "true" if self._ask.permit is not None else "false"
-        return {"x-policy-release": release.id, "x-instructloop-recorded": recorded}
+        visit.headers["x-policy-release"] = release.id
+        visit.headers["x-instructloop-recorded"] = recorded
+        visit.facts["release"] = release.id
 
-    def _public(self, body: Body, release: Release) -> Body:
-        public = {name: body[name] for name in PUBLIC_FIELDS if name in body}
-        public["choices"] = [self._public_choice(choice) for choice in body["choices"]]
-        public["system_fingerprint"] = release.id
-        if self._ask.wants_usage:
-            public.setdefault("usage", None)
-        return public
 
-    def _public_choice(self, choice: Body) -> Body:
-        fields = PUBLIC_CHOICE_FIELDS + (TOKEN_FIELDS if self._ask.wants_token_ids else ())
-        public = {name: choice[name] for name in fields if name in choice}
-        for name in ("message", "delta"):
-            if name in public:
-                public[name] = {f: v for f, v in public[name].items() if f in PUBLIC_MESSAGE_FIELDS}
-        public.setdefault("logprobs", None)
-        public.setdefault("finish_reason", None)
-        return public
+class _Patience:
+    """Sends, and raises TimeoutError once a client has kept it waiting for `bound_s` in all."""
+
+    def __init__(self, send: Send, bound_s: float) -> None:
+        self._send, self._left_s = send, bound_s
+
+    async def send(self, message: Message) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        async with asyncio.timeout(self._left_s):
+            await self._send(message)
+        self._left_s -= clock() - began
+
+
+async def _chunks(
+    first: Body, bodies: AsyncGenerator[tuple[Release, Body], None]
+) -> AsyncGenerator[Body, None]:
+    yield first
+    async for _, chunk in bodies:
+        yield chunk
 
 
 async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -7,19 +7,23 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, Response
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from contracts.access import Authenticate, ConsentReader, Principal
-from contracts.errors import AccessDenied
+from contracts.access import Authenticate, ConsentReader
 from contracts.events import Stamper
 from contracts.log import EventSink
 from contracts.release import ReleaseRegistry
-from serving import admin, errors, openai
+from serving import admin, content_filter, errors, openai, telemetry
+from serving import keys as key_routes
+from serving.access import Door, KeyStore
 from serving.answer import Desk
 from serving.engine import Engine
 from serving.gate import Gate
+from serving.limits import Limiter
+from serving.metrics import CONTENT_TYPE, Metrics
 from serving.recorder import Recorder
 from serving.replica import ReplicaReporter, own_name
 from serving.settings import Settings
@@ -42,7 +46,7 @@ def end_process() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(
+def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     settings: Settings,
     engine: Engine,
     sink: EventSink,
@@ -51,17 +55,26 @@ def create_app(
     consent: ConsentReader,
     stamper: Stamper | None = None,
     on_engine_failure: Callable[[], None] = end_process,
+    keys: KeyStore | None = None,
 ) -> FastAPI:
     """The serving app. It loads the registry's current release in the background and follows it
     from then on.
+
+    Every route asks for a key: the app itself depends on one, so that a route cannot be added
+    without. The probes are no routes of the API and are added beneath it. With `keys` the admin
+    API makes and revokes them.
     """
     stamper = stamper or Stamper("serving")
-    gate = Gate()
+    gate, limiter = Gate(), Limiter(settings.limit_options(), "serving")
     recorder = Recorder(sink, stamper, settings.record_wait_s)
     swapper = WeightSwapper(engine, registry, gate, sink, stamper, settings.swap_options())
     name = settings.replica or own_name()
     replica = ReplicaReporter(name, registry, swapper, gate, stamper.clock)
-    desk = Desk(engine, gate, swapper, recorder)
+    metrics = Metrics(swapper, recorder, limiter)
+    judge = content_filter.load(settings.content_filter)
+    desk = Desk(engine, gate, swapper, recorder, limiter, metrics, judge, settings.stall_bound_s)
+    door = Door(authenticate, settings.organization, limiter)
+    tracing = telemetry.tracer_to(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,40 +91,67 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.to_thread(recorder.stop)
             await engine.stop()
-
-    # A sync dependency runs on a thread: the key store reads a file.
-    def principal(authorization: Annotated[str | None, Header()] = None) -> Principal:
-        return authenticate(authorization)
-
-    def operator(who: Annotated[Principal, Depends(principal)]) -> Principal:
-        if "admin" not in who.scopes:
-            raise AccessDenied("This needs a key with the scope `admin`.")
-        return who
+            if tracing is not None:
+                await asyncio.to_thread(tracing[1].shutdown)
 
     app = FastAPI(
-        title="Instructloop", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        title="Instructloop",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(door.known)],
+        # `name@release` and other ids hold what a redirect would spoil.
+        redirect_slashes=False,
     )
+    app.state.swapper = swapper
     errors.install(app)
-    app.include_router(openai.router(desk, principal, consent, settings.limits()))
-    app.include_router(admin.router(admin.Bridge(registry, swapper, replica), operator))
+    app.add_middleware(
+        telemetry.Telemetry,
+        metrics=metrics,
+        organization=settings.organization,
+        tracer=tracing[0] if tracing else None,
+    )
+    app.include_router(openai.router(desk, door, consent, settings.limits()))
+    app.include_router(_metrics_route(metrics, door))
+    bridge = admin.Bridge(registry, swapper, replica)
+    app.include_router(admin.router(bridge, door.opens("admin")))
+    if keys is not None:
+        app.include_router(key_routes.router(keys, door))
+    _add_probes(app, engine, swapper, replica)
+    return app
 
-    @app.get("/healthz")
-    async def alive(response: Response) -> dict[str, str]:
+
+def _metrics_route(metrics: Metrics, door: Door) -> APIRouter:
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/metrics", dependencies=[Depends(door.opens("metrics", "admin"))])
+    def read_metrics() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return routes
+
+
+def _add_probes(
+    app: FastAPI, engine: Engine, swapper: WeightSwapper, replica: ReplicaReporter
+) -> None:
+    """What an orchestrator asks, without a key; they tell nothing but a state and a release."""
+
+    async def alive(request: Request) -> Response:
         failure = engine.failure()
-        response.status_code = 503 if failure else 200
-        return {"status": "engine failed" if failure else "ok"}
+        status = {"status": "engine failed" if failure else "ok"}
+        return JSONResponse(status, 503 if failure else 200)
 
-    @app.get("/readyz")
-    async def ready(response: Response) -> dict[str, str | None]:
+    async def ready(request: Request) -> Response:
         serving = swapper.serving
         ready = serving is not None and engine.failure() is None and not replica.draining
-        response.status_code = 200 if ready else 503
-        return {
+        status = {
             "status": "ready" if ready else "not ready",
             "release": serving.id if serving else None,
         }
+        return JSONResponse(status, 200 if ready else 503)
 
-    return app
+    app.add_route("/healthz", alive)
+    app.add_route("/readyz", ready)
 
 
 async def _follow(swapper: WeightSwapper, on_engine_failure: Callable[[], None]) -> None:

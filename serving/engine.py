@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import os
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ class Engine(Protocol):
     async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
         """The response body, or its chunks where `body["stream"]` is true. Raises EngineRefused.
 
-        Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Closing the
-        iterator, or cancelling the call, stops the generation.
+        Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Without a
+        prompt a completion begins where a text begins. Closing the iterator, or cancelling the
+        call, stops the generation.
         """
         ...
 
@@ -101,6 +103,8 @@ class EngineOptions:
     dtype: str = "float32"
     # Without compilation: a start is 10 to 100 s shorter, an answer about a fifth slower.
     enforce_eager: bool = True
+    # vLLM's name of the parser for tool calls that the model writes by itself; empty for none.
+    tool_call_parser: str = ""
 
 
 class VllmEngine:
@@ -110,11 +114,13 @@ class VllmEngine:
         self._options = options
         self._client: Any = None
         self._handlers: dict[Kind, tuple[Any, Any]] = {}
+        self._text_start: list[int] = []
         self._probes = 0
 
     async def start(self, folder: Path, model: str) -> None:
         _prepare_environment(self._options)
         arguments = self._arguments(folder, model)
+        self._text_start = _text_start(folder)
         # On a thread: importing vLLM and starting its child process take seconds each, and the
         # server says meanwhile that it is loading. AsyncLLM binds to the event loop later, with its
         # first call.
@@ -147,6 +153,8 @@ class VllmEngine:
         if not self._handlers:
             raise EngineRefused("The model is still loading.", status=503)
         request_type, handle = self._handlers[kind]
+        if kind == "completions" and "prompt" not in body:
+            body = body | {"prompt": self._text_start}
         try:
             # No raw request: its headers could choose ids, priorities and ranks.
             result = await handle(request_type.model_validate(body), None)
@@ -159,7 +167,7 @@ class VllmEngine:
                 raise EngineRefused("The engine has stopped.", status=503) from e
             result = self._error_response(e)
         if isinstance(result, ErrorResponse):
-            raise EngineRefused(result.error.message, result.error.code, result.error.param)
+            raise _refusal(kind, result.error)
         if isinstance(result, AsyncGenerator):
             return _chunks(result)
         parsed: Body = result.model_dump(mode="json")
@@ -229,9 +237,12 @@ class VllmEngine:
         }
         if not _brings_chat_template(folder):
             arguments["--chat-template"] = PLAIN_CHAT_TEMPLATE
+        if options.tool_call_parser:
+            arguments["--tool-call-parser"] = options.tool_call_parser
         pairs = [word for pair in arguments.items() for word in pair]
         eager = ["--enforce-eager"] if options.enforce_eager else []
-        return [*pairs, *eager, "--disable-log-stats"]
+        tools = ["--enable-auto-tool-choice"] if options.tool_call_parser else []
+        return [*pairs, *eager, *tools]
 
 
 @dataclass(frozen=True)
@@ -276,6 +287,28 @@ def _prepare_environment(options: EngineOptions) -> None:
         "OMP_NUM_THREADS": str(max(1, math.ceil((os.cpu_count() or 1) / 2))),
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _refusal(kind: Kind, error: Any) -> EngineRefused:
+    """vLLM's error in the names of a request; it may say the value again after the message."""
+    message = re.sub(r" \(parameter=.*\)$", "", error.message, flags=re.DOTALL)
+    prompt = "prompt" if kind == "completions" else "messages"
+    return EngineRefused(
+        message, error.code, prompt if error.param == "input_tokens" else error.param
+    )
+
+
+def _text_start(folder: Path) -> list[int]:
+    """The token before a text: the model's first one or, where it has none, the one that ends a
+    text.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    for name in ("bos_token_id", "eos_token_id"):
+        token = config.get(name)
+        if token is not None:
+            return [int(token[0] if isinstance(token, list) else token)]
+    return []
 
 
 def _brings_chat_template(folder: Path) -> bool:

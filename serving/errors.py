@@ -1,87 +1,119 @@
 """Every failure as OpenAI's error body: {"error": {"message", "type", "param", "code"}}."""
 
-import logging
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from contracts.errors import AccessDenied, InvalidInput, LogUnavailable, NotFound
+from contracts.errors import (
+    AccessDenied,
+    InvalidInput,
+    LimitReached,
+    LogUnavailable,
+    NotFound,
+    Unauthenticated,
+)
 from serving.engine import EngineRefused
 from serving.gate import CutShort
-
-log = logging.getLogger(__name__)
 
 # How long a client waits before it asks again while the model is loading.
 RETRY_AFTER_S = "5"
 
 
 def error_body(
-    status: int, message: str, param: str | None = None
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    type_: str | None = None,
 ) -> dict[str, dict[str, str | None]]:
-    return {
-        "error": {
-            "message": message,
-            "type": _type(status),
-            "param": param,
-            "code": _code(status, param),
-        }
-    }
+    kind = type_ or _type(status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def engine_error_body(error: EngineRefused) -> dict[str, dict[str, str | None]]:
+    """A refusal of the engine; a prompt that is too long has OpenAI's code for it."""
+    too_long = error.status == 400 and "maximum context length" in str(error)
+    code = "context_length_exceeded" if too_long else None
+    return error_body(error.status, str(error), error.param, code)
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of this app in OpenAI's shape. A message that is not ours is not
-    repeated.
+    """Answer every exception of this app in OpenAI's shape. What is not here is a fault, which
+    Telemetry answers without repeating its message.
     """
+    _install_access(app)
+    _install_request(app)
+    _install_engine(app)
+
+
+def _install_access(app: FastAPI) -> None:
+    @app.exception_handler(Unauthenticated)
+    def unknown(request: Request, error: Unauthenticated) -> JSONResponse:
+        headers = {"www-authenticate": "Bearer"}
+        return _response(401, error_body(401, str(error), None, error.code), headers)
 
     @app.exception_handler(AccessDenied)
     def denied(request: Request, error: AccessDenied) -> JSONResponse:
-        return _response(401, str(error))
+        return _response(403, error_body(403, str(error), None, error.code))
 
+    @app.exception_handler(LimitReached)
+    def limited(request: Request, error: LimitReached) -> JSONResponse:
+        body = error_body(429, str(error), None, "rate_limit_exceeded", error.kind)
+        return _response(429, body, {"retry-after": f"{error.retry_after_s:.0f}"})
+
+
+def _install_request(app: FastAPI) -> None:
     @app.exception_handler(InvalidInput)
     def invalid(request: Request, error: InvalidInput) -> JSONResponse:
-        return _response(400, str(error), error.field)
+        return _response(400, error_body(400, str(error), error.field))
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = first["loc"][1:] if first["type"] != "json_invalid" else ()
+        param = ".".join(str(part) for part in where) or None
+        return _response(400, error_body(400, f"{param or 'body'}: {first['msg']}", param))
 
     @app.exception_handler(NotFound)
     def not_found(request: Request, error: NotFound) -> JSONResponse:
-        return _response(404, str(error), "model")
+        code = "model_not_found" if error.field == "model" else "not_found"
+        return _response(404, error_body(404, str(error), error.field, code))
 
     @app.exception_handler(LogUnavailable)
     def unavailable(request: Request, error: LogUnavailable) -> JSONResponse:
-        return _response(503, str(error))
-
-    @app.exception_handler(EngineRefused)
-    def refused(request: Request, error: EngineRefused) -> JSONResponse:
-        return _response(error.status, str(error), error.param)
-
-    @app.exception_handler(CutShort)
-    def cut_short(request: Request, error: CutShort) -> JSONResponse:
-        return _response(503, str(error))
+        return _response(503, error_body(503, str(error), code="log_unavailable"))
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
-        return _response(error.status_code, str(error.detail))
+        detail = str(error.detail)
+        if error.status_code == 404 and detail == "Not Found":
+            detail = f"Invalid URL ({request.method} {request.url.path})"
+        return _response(
+            error.status_code, error_body(error.status_code, detail), error.headers or {}
+        )
 
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-        return _response(500, "The server had an error while processing your request.")
+
+def _install_engine(app: FastAPI) -> None:
+    @app.exception_handler(EngineRefused)
+    def refused(request: Request, error: EngineRefused) -> JSONResponse:
+        headers = {"retry-after": RETRY_AFTER_S} if error.status == 503 else {}
+        return _response(error.status, engine_error_body(error), headers)
+
+    @app.exception_handler(CutShort)
+    def cut_short(request: Request, error: CutShort) -> JSONResponse:
+        return _response(503, error_body(503, str(error)))
 
 
-def _response(status: int, message: str, param: str | None = None) -> JSONResponse:
-    headers = {"retry-after": RETRY_AFTER_S} if status == 503 else {}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error_body(status, message, param), status, headers)
+def _response(
+    status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(body, status, headers)
 
 
 def _type(status: int) -> str:
+    if status == 403:
+        return "permission_error"
     return "server_error" if status >= 500 else "invalid_request_error"
-
-
-def _code(status: int, param: str | None) -> str | None:
-    if status == 401:
-        return "invalid_api_key"
-    if status == 404 and param == "model":
-        return "model_not_found"
-    return None

@@ -1,35 +1,30 @@
 """The OpenAI-style API on top of vLLM's own handlers. Only what is listed here exists."""
 
+import asyncio
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
 from contracts.access import ConsentReader, Principal
-from contracts.errors import InvalidInput, NotFound
+from contracts.errors import AccessDenied, InvalidInput, NotFound
 from contracts.release import Release
 from contracts.v1 import events_pb2 as pb
-from serving.access import agreed_notice
+from serving.access import Door, agreed_notice
 from serving.answer import Answer, Ask, Desk
-from serving.engine import Body, EngineRefused, Kind
+from serving.engine import Body, Kind
+from serving.limits import estimated_tokens
 from serving.recorder import Permit, recordable_prompt
+from serving.request import checked, described, parse, prompts
+from serving.telemetry import visit_of
 
-# Passed on to the engine. Every other field is refused by name: silently ignored, it would change
-# the answer unseen.
-SHARED_FIELDS = frozenset(
-    "model max_tokens temperature top_p n stream stream_options stop seed presence_penalty "
-    "frequency_penalty logit_bias logprobs top_k min_p repetition_penalty min_tokens ignore_eos "
-    "stop_token_ids return_token_ids".split()
-)
-ENGINE_FIELDS: dict[Kind, frozenset[str]] = {
-    "completions": SHARED_FIELDS | {"prompt", "echo"},
-    "chat": SHARED_FIELDS | {"messages", "top_logprobs", "max_completion_tokens"},
-}
+log = logging.getLogger(__name__)
+
 # Understood here; the engine does not see them.
-OWN_FIELDS = frozenset({"metadata", "user", "best_of", "suffix"})
+OWN_FIELDS = frozenset({"metadata", "user", "safety_identifier", "store", "best_of"})
 # OpenAI's defaults, said aloud: the model folder's generation_config.json must not change them, nor
 # what is recorded.
 DEFAULTS: Body = {
@@ -42,57 +37,47 @@ DEFAULTS: Body = {
 }
 DEFAULT_MAX_TOKENS = 16
 
-MAX_COMPLETION_LOGPROBS = 5
-MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
-
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for."""
+    """How much one request may ask for, and how long it may take to say it."""
 
     max_n: int = 16
     max_body_bytes: int = 1 << 20
+    read_bound_s: float = 30.0
+    consent_bound_s: float = 1.0
 
 
-def router(
-    desk: Desk, principal: Callable[..., Principal], consent: ConsentReader, limits: Limits
-) -> APIRouter:
-    """The routes; each demands a key through the dependency `principal`."""
-    routes = APIRouter(prefix="/v1")
-    Caller = Annotated[Principal, Depends(principal)]
+def router(desk: Desk, door: Door, consent: ConsentReader, limits: Limits) -> APIRouter:
+    """The routes of who may ask for completions."""
+    routes = APIRouter(prefix="/v1", tags=["completions"])
+    Caller = Annotated[Principal, Depends(door.opens("complete"))]
+    clerk = _Clerk(desk, consent, limits)
 
-    async def answer(kind: Kind, request: Request, caller: Principal) -> Answer:
-        body = _parse(await _read(request, limits.max_body_bytes))
-        asked = check(kind, body, limits)
-        if asked["model"] != _serving(desk).model:
-            raise NotFound(
-                f"The model `{asked['model']}` does not exist or you do not have access to it."
-            )
-        permit = await run_in_threadpool(_permit, kind, body, asked, request, caller, consent)
-        wants_token_ids = bool(asked.get("return_token_ids"))
-        # Only where they are needed: with them vLLM leaves the prompt out of an echo.
-        engine_body = asked | {"return_token_ids": wants_token_ids or permit is not None}
-        return Answer(desk, Ask(kind, engine_body, wants_token_ids, permit))
-
-    @routes.post("/completions")
+    @routes.post("/completions", openapi_extra=described("completions"))
     async def create_completion(request: Request, caller: Caller) -> Answer:
-        return await answer("completions", request, caller)
+        return await clerk.answer("completions", request, caller)
 
-    @routes.post("/chat/completions")
+    @routes.post("/chat/completions", openapi_extra=described("chat"))
     async def create_chat_completion(request: Request, caller: Caller) -> Answer:
-        return await answer("chat", request, caller)
+        return await clerk.answer("chat", request, caller)
 
     @routes.get("/models")
     async def list_models(caller: Caller) -> Body:
-        return {"object": "list", "data": [_model(_serving(desk))]}
+        return {"object": "list", "data": [_model(desk.serving())]}
 
     @routes.get("/models/{model_id:path}")
     async def retrieve_model(model_id: str, caller: Caller) -> Body:
-        if model_id != _serving(desk).model:
-            raise NotFound(
-                f"The model `{model_id}` does not exist or you do not have access to it."
-            )
-        return _model(_serving(desk))
+        named = _named(desk, model_id)
+        return _model(desk.serving(named)) | {"id": model_id}
+
+    @routes.delete("/models/{model_id:path}")
+    async def delete_model(model_id: str, caller: Caller) -> Body:
+        raise AccessDenied(
+            "Models are not deleted: a release is followed by another one or rolled back, "
+            "by an operator.",
+            "model_not_deletable",
+        )
 
     @routes.get("/releases")
     async def list_releases(caller: Caller) -> Body:
@@ -103,118 +88,177 @@ def router(
     return routes
 
 
-def check(kind: Kind, body: Body, limits: Limits) -> Body:
-    """The fields for the engine, defaults filled in. Raises InvalidInput for what we do not do as
-    asked.
-    """
-    asked = {name: value for name, value in body.items() if value is not None}
-    for name in asked.keys() - ENGINE_FIELDS[kind] - OWN_FIELDS:
-        raise InvalidInput(name, "a supported request argument", "an unrecognized one")
-    if not isinstance(asked.get("model"), str):
-        raise InvalidInput("model", "a model's name", asked.get("model"))
-    asked = DEFAULTS | asked
+class _Clerk:
+    """Checks a request, decides what of it may be kept, and makes the answer."""
+
+    def __init__(self, desk: Desk, consent: ConsentReader, limits: Limits) -> None:
+        self._desk, self._consent, self._limits = desk, consent, limits
+
+    async def answer(self, kind: Kind, request: Request, who: Principal) -> Answer:
+        visit = visit_of(request.scope)
+        raw = await _read(request, self._limits)
+        said = checked(kind, parse(raw), self._limits.max_n)
+        release = _named(self._desk, said["model"])
+        model = self._desk.serving(release).model
+        asked = filled(kind, said | {"model": model})
+        permit = await self._permit(kind, said, asked, request, who)
+        cost = _cost(kind, asked)
+        left = await run_in_threadpool(self._desk.limiter.take_tokens, who, cost)
+        visit.headers |= left
+        wants_token_ids = bool(said.get("return_token_ids"))
+        # Only where they are needed: with them vLLM leaves the prompt out of an echo.
+        asked["return_token_ids"] = wants_token_ids or permit is not None
+        ask = Ask(
+            kind=kind,
+            body=asked,
+            who=who,
+            release=release,
+            n=said.get("n", 1),
+            wants_logprobs=said.get("logprobs") is not None,
+            wants_token_ids=wants_token_ids,
+            wants_usage=bool((said.get("stream_options") or {}).get("include_usage")),
+            permit=permit,
+            tokens_taken=cost if left else None,
+        )
+        return Answer(self._desk, ask)
+
+    async def _permit(
+        self, kind: Kind, said: Body, asked: Body, request: Request, who: Principal
+    ) -> Permit | None:
+        """Whether this completion is recorded, and as what. None where anything is missing, also
+        the answer to the question. Raises AccessDenied where the client insists.
+        """
+        if said.get("store") is False:
+            return None
+        playground = request.headers.get("x-instructloop-source") == "playground"
+        notice = await self._notice(request, who, playground)
+        # The tools belong to the prompt, and an event has no place for them.
+        prompt = recordable_prompt(kind, asked) if "tools" not in asked else None
+        if notice is not None and prompt is not None:
+            return Permit(
+                user_id=who.user_id,
+                notice_version=notice,
+                source=pb.SOURCE_PLAYGROUND if playground else pb.SOURCE_API,
+                prompt=prompt,
+                sampling=_sampling(asked),
+                metadata=_metadata(said),
+            )
+        if said.get("store"):
+            raise AccessDenied(*_not_stored(consented=notice is not None))
+        return None
+
+    async def _notice(self, request: Request, who: Principal, playground: bool) -> str | None:
+        """The notice under which the request may be kept; fails closed, and holds nobody up."""
+        shown = request.headers.get("x-instructloop-notice")
+        refusals = self._desk.metrics.consent_refusals
+        try:
+            async with asyncio.timeout(self._limits.consent_bound_s):
+                notice = await run_in_threadpool(
+                    lambda: agreed_notice(
+                        who, self._consent, playground=playground, shown_notice=shown
+                    )
+                )
+        except Exception as e:  # noqa: BLE001  whatever the log's client raises
+            log.warning("consent cannot be asked, nothing is kept: %s", type(e).__name__)
+            refusals.labels("unknown").inc()
+            return None
+        if notice is None:
+            refusals.labels("production" if who.production else "none").inc()
+        return notice
+
+
+def filled(kind: Kind, said: Body) -> Body:
+    """The fields for the engine, defaults filled in."""
+    asked = DEFAULTS | {name: said[name] for name in said if name not in OWN_FIELDS}
     if kind == "completions":
         asked.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
-    _check_count(asked, limits)
-    _check_metadata(asked.get("metadata", {}))
-    if "suffix" in asked:
-        raise InvalidInput("suffix", "no suffix: this model does not insert", "one")
-    if (
-        kind == "completions"
-        and isinstance(asked.get("logprobs"), int)
-        and asked["logprobs"] > MAX_COMPLETION_LOGPROBS
-    ):
-        raise InvalidInput("logprobs", f"at most {MAX_COMPLETION_LOGPROBS}", asked["logprobs"])
-    return {name: value for name, value in asked.items() if name not in OWN_FIELDS}
+        if asked.get("prompt") == "":
+            del asked["prompt"]
+        if said.get("best_of", 1) > asked["n"]:
+            # The choice among samples needs their log-probabilities.
+            asked |= {"n": said["best_of"], "logprobs": said.get("logprobs", 0)}
+    if said.get("stream"):
+        asked["stream_options"] = {"include_usage": True}  # for the key's tokens
+    return asked
 
 
-def _check_count(asked: Body, limits: Limits) -> None:
-    n = asked["n"]
-    if type(n) is not int or not 1 <= n <= limits.max_n:
-        raise InvalidInput("n", f"an integer from 1 to {limits.max_n}", n)
-    if asked.get("best_of", n) != n:
-        raise InvalidInput(
-            "best_of", "the same as n: ask for n answers and choose among them", asked["best_of"]
-        )
-
-
-def _check_metadata(metadata: Any) -> None:
-    lengths = f"{MAX_METADATA_KEY} and {MAX_METADATA_VALUE} characters"
-    expected = f"up to {MAX_METADATA} strings by name ({lengths})"
-    if not isinstance(metadata, dict) or len(metadata) > MAX_METADATA:
-        raise InvalidInput("metadata", expected, type(metadata).__name__)
-    for name, value in metadata.items():
-        if (
-            len(name) > MAX_METADATA_KEY
-            or not isinstance(value, str)
-            or len(value) > MAX_METADATA_VALUE
-        ):
-            raise InvalidInput(
-                f"metadata.{name[:MAX_METADATA_KEY]}", expected, type(value).__name__
-            )
-
-
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limits: Limits) -> bytes:
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise InvalidInput("body", f"at most {limit} bytes", f"more than {limit}")
+    try:
+        async with asyncio.timeout(limits.read_bound_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.max_body_bytes:
+                    bound = limits.max_body_bytes
+                    raise InvalidInput("body", f"at most {bound} bytes", f"more than {bound}")
+    except TimeoutError:
+        message = f"The request did not arrive within {limits.read_bound_s:g} s."
+        raise HTTPException(408, message) from None
     return bytes(body)
 
 
-def _parse(raw: bytes) -> Body:
-    """A JSON object whose text can be written down again. Says nothing of its content: errors may
-    be logged.
+def _named(desk: Desk, model: str) -> str | None:
+    """The release in `name@release`; None for the name alone. Raises NotFound for another name."""
+    serving = desk.serving()
+    name, at, release = model.partition("@")
+    if name != serving.model or (at and not release):
+        raise NotFound(
+            f"The model `{model}` does not exist or you do not have access to it.", "model"
+        )
+    return release or None
+
+
+def _cost(kind: Kind, asked: Body) -> int:
+    """Tokens that the request may cost, as far as anyone can say before it is read: the prompt's
+    by its length, and all that it lets the model write.
     """
-    try:
-        body = json.loads(raw)
-        json.dumps(body, ensure_ascii=False).encode()  # refuses half a surrogate pair
-    except ValueError:
-        raise InvalidInput("body", "valid JSON in UTF-8", "something else") from None
-    if not isinstance(body, dict):
-        raise InvalidInput("body", "a JSON object", type(body).__name__)
-    return body
+    prompt = asked.get("prompt") if kind == "completions" else asked["messages"]
+    per_prompt = asked["n"] * _bound(asked)
+    if isinstance(prompt, list) and kind == "completions":
+        parts = prompt if not isinstance(prompt[0], int) else [prompt]
+        read = sum(len(p) if isinstance(p, list) else estimated_tokens(len(p)) for p in parts)
+        return int(read + prompts(prompt) * per_prompt)
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt or "")
+    return int(estimated_tokens(len(text)) + per_prompt)
 
 
-def _permit(
-    kind: Kind, body: Body, asked: Body, request: Request, caller: Principal, consent: ConsentReader
-) -> Permit | None:
-    """Whether this completion is recorded, and as what; None where anything is missing."""
-    playground = request.headers.get("x-instructloop-source") == "playground"
-    shown = request.headers.get("x-instructloop-notice")
-    notice = agreed_notice(caller, consent, playground=playground, shown_notice=shown)
-    prompt = recordable_prompt(kind, asked) if notice is not None else None
-    if notice is None or prompt is None:
-        return None
-    return Permit(
-        user_id=caller.user_id,
-        notice_version=notice,
-        source=pb.SOURCE_PLAYGROUND if playground else pb.SOURCE_API,
-        prompt=prompt,
-        sampling=_sampling(asked),
-        metadata=body.get("metadata") or {},
+def _bound(asked: Body) -> int:
+    """`max_tokens`; 0 where only the context bounds the answer."""
+    return int(asked.get("max_completion_tokens") or asked.get("max_tokens") or 0)
+
+
+def _metadata(said: Body) -> dict[str, str]:
+    """The client's own, with the end user that it names."""
+    ends = {n: said[n] for n in ("user", "safety_identifier") if said.get(n)}
+    return {**ends, **(said.get("metadata") or {})}
+
+
+def _not_stored(*, consented: bool) -> tuple[str, str]:
+    """Why a request that asks to be stored is refused, in words and as a code."""
+    if consented:
+        why = (
+            "this request cannot be kept as it is; only one text, or plain messages of system, "
+            "user and assistant, without echo and tools, can."
+        )
+        return f"store: {why}", "not_storable"
+    why = (
+        "nothing of this key is kept, because its owner did not agree to it or because it is a "
+        "production key. Agree with PUT /v1/consent, or leave store out."
     )
+    return f"store: {why}", "consent_required"
 
 
 def _sampling(asked: Body) -> pb.Sampling:
     """As the engine samples; `max_tokens` 0 where only the context bounds the answer."""
-    bound = asked.get("max_completion_tokens", asked.get("max_tokens", 0))
     return pb.Sampling(
         temperature=asked["temperature"],
         top_p=asked["top_p"],
-        max_tokens=bound,
+        max_tokens=_bound(asked),
         seed=asked.get("seed"),
     )
 
 
-def _serving(desk: Desk) -> Release:
-    if desk.swapper.serving is None:
-        raise EngineRefused("The model is still loading.", status=503)
-    return desk.swapper.serving
-
-
-def _model(release: Release) -> Body:
+def _model(release: Release) -> dict[str, Any]:
     return {
         "id": release.model,
         "object": "model",

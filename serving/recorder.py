@@ -65,6 +65,7 @@ class Transcript:
             source=permit.source,
             notice_version=permit.notice_version,
             metadata=permit.metadata,
+            model=release.model,
         )
 
     def _text(self, choice: Body) -> str:

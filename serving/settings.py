@@ -1,43 +1,134 @@
 """The environment of this service: INSTRUCTLOOP_<NAME> sets the field of that name."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.engine import EngineOptions
+from serving.limits import LimitOptions
 from serving.openai import Limits
 from serving.swap import SwapOptions
 
 
 class Settings(BaseSettings):
-    """Everything that an operator may tune in serving. Unknown names in code are refused."""
+    """Everything that an operator may tune in serving. Unknown names in code are refused.
+
+    The descriptions are the lines of docs/configuration.md.
+    """
 
     model_config = SettingsConfigDict(env_prefix="INSTRUCTLOOP_", frozen=True, extra="forbid")
 
-    # Most tokens of prompt and answer together; less where the model was made for less.
-    max_model_len: int = Field(default=1024, ge=16)
-    # Sequences that the engine works on at a time; the others queue.
-    max_num_seqs: int = Field(default=64, ge=1)
-    # Memory for keys and values of attention, in GiB.
-    kv_cache_gib: int = Field(default=1, ge=1)
-    # float32 on a CPU: a release's canary was computed in it.
-    dtype: str = "float32"
-    # Answers that one request may ask for.
-    max_n: int = Field(default=16, ge=1, le=128)
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    # How often the registry is asked for a new release, in seconds.
-    release_poll_s: float = Field(default=0.5, gt=0)
-    # A swap waits this long for running answers; those that run on are ended.
-    drain_bound_s: float = Field(default=60.0, gt=0)
-    # Largest difference from the trainer's log-probabilities that a release may show, in nats.
-    canary_tolerance: float = Field(default=0.01, gt=0)
-    # Whether the weights before the last swap stay in memory, so that going back reads nothing.
-    keep_previous: bool = True
-    # Whether the engine runs without compiling the model first.
-    enforce_eager: bool = True
-    # What this server is called in the registry; None: the host's name and the process's number.
-    replica: str | None = None
-    # How long a finished answer waits for its event to be durable.
-    record_wait_s: float = Field(default=1.0, gt=0)
+    max_model_len: int = Field(
+        default=1024,
+        ge=16,
+        description="most tokens of prompt and answer together; less where the model was made for "
+        "less",
+    )
+    max_num_seqs: int = Field(
+        default=64,
+        ge=1,
+        description="sequences that the engine works on at a time; the others queue",
+    )
+    kv_cache_gib: int = Field(
+        default=1, ge=1, description="memory for keys and values of attention, in GiB"
+    )
+    dtype: str = Field(
+        default="float32",
+        description="what the engine computes in; a release's canary was computed in float32",
+    )
+    tool_call_parser: str = Field(
+        default="",
+        description="vLLM's parser for the calls that this model writes, such as `hermes`; empty: "
+        "requests with tools are refused",
+    )
+    max_n: int = Field(
+        default=16, ge=1, le=128, description="answers to one prompt: the most for n and best_of"
+    )
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="size of a request")
+    read_bound_s: float = Field(
+        default=30.0, gt=0, description="how long a client may take to send a request"
+    )
+    stall_bound_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="how long a client may keep a stream waiting, in all, before it is cut",
+    )
+    requests_per_minute: int = Field(
+        default=0, ge=0, description="requests of one key; 0: no limit; a key may have its own"
+    )
+    tokens_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="tokens of prompts and answers of one key; 0: no limit; a key may have its own",
+    )
+    limit_storage: str = Field(
+        default="memory://",
+        pattern=r"^(memory|rediss?)://",
+        description="where use is counted: `redis://host:port/0` for several replicas together",
+    )
+    content_filter: str = Field(
+        default="",
+        description="what cuts answers: `words:FILE`, one word or phrase a line, or `module:NAME`, "
+        "a class or function that makes a `serving.content_filter.ContentFilter`; empty: nothing",
+    )
+    organization: str = Field(
+        default="instructloop",
+        pattern=r"^[\x21-\x7e]+$",
+        description="sent as `openai-organization`, and what a client may name there",
+    )
+    release_poll_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="how often the registry is asked for a new release, in seconds",
+    )
+    drain_bound_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="how long a swap waits for running answers; those that run on are ended with "
+        "an error",
+    )
+    canary_tolerance: float = Field(
+        default=0.01,
+        gt=0,
+        description="largest difference from the trainer's log-probabilities that a release may "
+        "show, in nats",
+    )
+    keep_previous: bool = Field(
+        default=True,
+        description="whether the weights before the last swap stay in memory, so that going back "
+        "reads nothing",
+    )
+    enforce_eager: bool = Field(
+        default=True,
+        description="whether the engine runs without compiling the model first: a faster start, "
+        "slower answers",
+    )
+    replica: str | None = Field(
+        default=None,
+        description="what this server is called in the registry; `None`: the host's name and the "
+        "process's number",
+    )
+    record_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        description="how long a finished answer waits for its event to be durable",
+    )
+    consent_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        description="how long a request waits to know whether it may be kept; then it is not",
+    )
+    shutdown_bound_s: int = Field(
+        default=60, ge=0, description="how long the server waits for running answers when it stops"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`text` or `json`: one line or one object for each event"
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        description="where spans go, `http://collector:4318/v1/traces`; empty: nowhere",
+    )
 
     def engine_options(self) -> EngineOptions:
         return EngineOptions(
@@ -46,6 +137,7 @@ class Settings(BaseSettings):
             kv_cache_gib=self.kv_cache_gib,
             dtype=self.dtype,
             enforce_eager=self.enforce_eager,
+            tool_call_parser=self.tool_call_parser,
         )
 
     def swap_options(self) -> SwapOptions:
@@ -57,4 +149,7 @@ class Settings(BaseSettings):
         )
 
     def limits(self) -> Limits:
-        return Limits(self.max_n, self.max_body_bytes)
+        return Limits(self.max_n, self.max_body_bytes, self.read_bound_s, self.consent_wait_s)
+
+    def limit_options(self) -> LimitOptions:
+        return LimitOptions(self.requests_per_minute, self.tokens_per_minute, self.limit_storage)

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 from contracts.access import SCOPES, USER_SCOPES, Principal
-from contracts.errors import AccessDenied, InvalidInput
+from contracts.errors import InvalidInput, Unauthenticated
 from contracts.events import validate
 from contracts.v1 import events_pb2 as pb
 from serving import checkpoint
 from serving.engine import Body, CacheKept, Kind, StagingFailed
+from serving.request import prompts
 
 
 class MemorySink:
@@ -47,7 +49,7 @@ def authenticate(authorization: str | None) -> Principal:
     """
     name = (authorization or "").removeprefix("Bearer il-")
     if not name or name == authorization:
-        raise AccessDenied("no API key")
+        raise Unauthenticated("no API key")
     production = name.startswith("prod-")
     scopes = frozenset(SCOPES) if name == "root" else USER_SCOPES
     return Principal(name.removeprefix("prod-"), f"key-{name}", production, scopes)
@@ -73,10 +75,13 @@ class FileSink:
 
 
 class FakeEngine:
-    """An Engine that answers with the name of the model folder that it runs, one word a token.
+    """An Engine that answers with the name of the model folder that it runs, one word a token, at
+    most CONTEXT of them. Sample i says each token with log-probability -1 / (i + 1).
 
     `says` maps folder names to the log-probabilities that the engine gives a canary.
     """
+
+    CONTEXT = 64
 
     def __init__(self, says: dict[str, list[float]] | None = None) -> None:
         self.says = says or {}
@@ -108,12 +113,15 @@ class FakeEngine:
         if body.get("stream"):
             return self._stream(kind, body)
         await self.may_answer.wait()
-        words = [self._word(i) for i in range(body["max_tokens"])]
-        choices = [self._choice(kind, i, words, "length") for i in range(body["n"])]
-        return self._body(kind, choices) | {
-            "usage": {"total_tokens": len(words)},
-            "kv_transfer_params": 1,
-        }
+        words = [self._word(i) for i in range(self._length(body))]
+        answers = range(body["n"] * prompts(body.get("prompt")))
+        choices = [self._choice(kind, i, words, "length") for i in answers]
+        if kind == "completions" and body.get("logprobs") is not None:
+            for choice in choices:
+                logprobs = [-1 / (choice["index"] % body["n"] + 1)] * len(words)
+                choice["logprobs"] = {"tokens": words, "token_logprobs": logprobs}
+        usage = self._usage(len(words) * len(choices))
+        return self._body(kind, choices) | {"usage": usage, "kv_transfer_params": 1}
 
     async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         assert self.running is not None
@@ -142,14 +150,24 @@ class FakeEngine:
         self.staged = None
 
     async def _stream(self, kind: Kind, body: Body) -> AsyncGenerator[Body, None]:
-        for token in range(body["max_tokens"]):
+        length, answers = self._length(body), range(body["n"] * prompts(body.get("prompt")))
+        for token in range(length):
             await self.may_answer.wait()
-            last = "length" if token + 1 == body["max_tokens"] else None
-            for i in range(body["n"]):
+            last = "length" if token + 1 == length else None
+            for i in answers:
                 yield self._body(
                     kind, [self._choice(kind, i, [self._word(token)], last, delta=True)]
                 )
             await asyncio.sleep(0)
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield self._body(kind, []) | {"usage": self._usage(length * len(answers))}
+
+    def _length(self, body: Body) -> int:
+        bound: Any = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
+        return min(int(bound), self.CONTEXT)
+
+    def _usage(self, written: int) -> Body:
+        return {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}
 
     def _word(self, token: int) -> str:
         assert self.running is not None
@@ -159,6 +177,7 @@ class FakeEngine:
         prefix = "cmpl" if kind == "completions" else "chatcmpl"
         return {
             "id": f"{prefix}-{len(self.asked)}",
+            "object": "text_completion" if kind == "completions" else "chat.completion",
             "created": 1,
             "model": "tiny",
             "choices": choices,

@@ -57,7 +57,7 @@ RELEASE_TRANSITION_ROLLED_BACK: ReleaseTransition
 RELEASE_TRANSITION_REFUSED: ReleaseTransition
 
 class Event(_message.Message):
-    __slots__ = ("id", "schema_version", "time", "producer", "user_id", "sealed", "completion", "ranking", "demonstration", "consent", "release_change")
+    __slots__ = ("id", "schema_version", "time", "producer", "user_id", "sealed", "completion", "ranking", "demonstration", "consent", "release_change", "rating", "edit", "comment", "withdrawal")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,10 @@ class Event(_message.Message):
     DEMONSTRATION_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    RATING_FIELD_NUMBER: _ClassVar[int]
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     id: str
     schema_version: int
     time: _timestamp_pb2.Timestamp
@@ -80,7 +84,11 @@ class Event(_message.Message):
     demonstration: Demonstration
     consent: Consent
     release_change: ReleaseChange
-    def __init__(self, id: _Optional[str] = ..., schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., user_id: _Optional[str] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., release_change: _Optional[_Union[ReleaseChange, _Mapping]] = ...) -> None: ...
+    rating: Rating
+    edit: Edit
+    comment: Comment
+    withdrawal: Withdrawal
+    def __init__(self, id: _Optional[str] = ..., schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., user_id: _Optional[str] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., release_change: _Optional[_Union[ReleaseChange, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ...) -> None: ...
 
 class Sealed(_message.Message):
     __slots__ = ("key_id", "text")
@@ -131,7 +139,7 @@ class Output(_message.Message):
     def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class Completion(_message.Message):
-    __slots__ = ("completion_id", "prompt", "outputs", "sampling", "release_id", "release_digest", "source", "notice_version", "metadata")
+    __slots__ = ("completion_id", "prompt", "outputs", "sampling", "release_id", "release_digest", "source", "notice_version", "metadata", "model")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +156,7 @@ class Completion(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NOTICE_VERSION_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     prompt: Prompt
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
@@ -157,7 +166,8 @@ class Completion(_message.Message):
     source: Source
     notice_version: str
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, completion_id: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., release_id: _Optional[str] = ..., release_digest: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    model: str
+    def __init__(self, completion_id: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., release_id: _Optional[str] = ..., release_digest: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class RankGroup(_message.Message):
     __slots__ = ("outputs",)
@@ -189,6 +199,81 @@ class Ranking(_message.Message):
     notice_version: str
     metadata: _containers.ScalarMap[str, str]
     def __init__(self, completion_id: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[RankGroup, _Mapping]]] = ..., instruction_version: _Optional[str] = ..., seconds_spent: _Optional[float] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Rating(_message.Message):
+    __slots__ = ("completion_id", "output", "score", "source", "notice_version", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    output: int
+    score: int
+    source: Source
+    notice_version: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., output: _Optional[int] = ..., score: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("completion_id", "output", "text", "source", "notice_version", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    output: int
+    text: str
+    source: Source
+    notice_version: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., output: _Optional[int] = ..., text: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Comment(_message.Message):
+    __slots__ = ("completion_id", "output", "text", "source", "notice_version", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    output: int
+    text: str
+    source: Source
+    notice_version: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., output: _Optional[int] = ..., text: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., notice_version: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Withdrawal(_message.Message):
+    __slots__ = ("completion_id",)
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    def __init__(self, completion_id: _Optional[str] = ...) -> None: ...
 
 class Demonstration(_message.Message):
     __slots__ = ("prompt", "response", "source", "notice_version", "metadata")

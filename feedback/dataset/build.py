@@ -34,7 +34,7 @@ from feedback.dataset.settings import RuleSettings
 
 # In the order in which their ends are read: a ranking comes after its completion, and the
 # consents last, so that no withdrawal made before the build is missed.
-_READ = ("rankings", "completions", "demonstrations", "consents")
+_READ = ("rankings", "completions", "demonstrations", "withdrawals", "consents")
 
 _SOURCE_NAME = {
     pb.SOURCE_PLAYGROUND: "playground",
@@ -107,6 +107,13 @@ def _rows(source: EventSource, ends: Ends) -> tuple[list[Row], RuleCount]:
     completions: dict[str, pb.Event] = {}
     for record in completed:
         completions.setdefault(record.event.completion.completion_id, record.event)
+    # What its owner took back is unknown from here on, and so is every ranking of it.
+    withdrawn = {
+        (record.event.user_id, record.event.withdrawal.completion_id)
+        for record in _follow(source, "withdrawals", ends)
+    }
+    for key in [k for k, event in completions.items() if (event.user_id, k) in withdrawn]:
+        del completions[key]
     prompts = [row for event in completions.values() for row in _ppo_row(event)]
     demonstrations = [_sft_row(r) for r in _follow(source, "demonstrations", ends)]
     rankings = list(_follow(source, "rankings", ends))
@@ -124,7 +131,10 @@ def _rows(source: EventSource, ends: Ends) -> tuple[list[Row], RuleCount]:
         rows_in=rows_out | {"rm": len(rankings)},
         rows_out=rows_out,
         settings={},
-        notes={f"{t}_not_readable": sum(ends[t].values()) - n for t, n in read.items()},
+        notes={
+            "withdrawn": len(withdrawn),
+            **{f"{t}_not_readable": sum(ends[t].values()) - n for t, n in read.items()},
+        },
     )
     return rows, known
 

@@ -1,7 +1,9 @@
 """What README and docs tell a reader to type or open exists."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from feedback.log.address import KafkaSettings
 from feedback.log.spool import SpoolSettings
 from instructloop.cli import app
 from instructloop.config import RoundConfig
-from serving.settings import Settings
+from tests.docs.pages import pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -112,14 +114,12 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
         assert sorted(path.name for path in modules - named) == [], name
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
+def test_every_key_of_a_round_is_listed() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `INSTRUCTLOOP_(\w+)` \| ([\w./-]+) \|", page, re.MULTILINE))
-    settings: dict[str, type[BaseSettings]] = {
-        "": Settings,
-        "KAFKA_": KafkaSettings,
-        "SPOOL_": SpoolSettings,
-    }
+    listed = dict(
+        re.findall(r"^\| `INSTRUCTLOOP_((?:KAFKA|SPOOL)_\w+)` \| ([\w./-]+) \|", page, re.MULTILINE)
+    )
+    settings: dict[str, type[BaseSettings]] = {"KAFKA_": KafkaSettings, "SPOOL_": SpoolSettings}
     assert listed == {
         prefix + name.upper(): str(field.default)
         for prefix, of in settings.items()
@@ -131,6 +131,18 @@ def test_every_setting_is_listed_with_its_default() -> None:
         for key in SPAN.findall(cells)
     }
     assert keys == set(RoundConfig.model_fields)
+
+
+def test_generated_pages_are_fresh() -> None:
+    stale = [path.name for path, text in pages().items() if path.read_text("utf-8") != text]
+    assert stale == [], "run make docs"
+
+
+def test_help_of_serve_fits_one_screen() -> None:
+    command = [sys.executable, "-m", "instructloop.cli", "serve", "--help"]
+    screen = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=screen)
+    assert len(shown.stdout.splitlines()) <= 40
 
 
 def test_what_is_wrong_is_seen(tmp_path: Path) -> None:

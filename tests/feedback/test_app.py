@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from contracts.access import Principal
-from contracts.errors import AccessDenied
+from contracts.errors import Unauthenticated
 from contracts.log import Log
 from contracts.v1 import events_pb2 as pb
 from feedback import notice
@@ -26,7 +26,7 @@ def authenticate(header: str | None) -> Principal:
     """The key il-NAME belongs to NAME, il-production-NAME too."""
     name = (header or "").removeprefix("Bearer il-")
     if name.removeprefix("production-") not in ("ann", "bob"):
-        raise AccessDenied("no such key")
+        raise Unauthenticated("no such key")
     return Principal(
         name.removeprefix("production-"), "key", production=name.startswith("production-")
     )
@@ -221,7 +221,7 @@ def test_without_consent_nothing_is_written(
         ({"groups": [[0], []]}, "groups"),
         ({"groups": [[0], [0]]}, "groups"),
         ({"groups": [[0], [3]]}, "groups"),
-        ({"groups": [[0], [-1]]}, "groups"),
+        ({"groups": [[0], [-1]]}, "groups.1.0"),
         ({"groups": [[0], [True]]}, "groups.1.0"),
         ({"groups": "01"}, "groups"),
         ({"completion_id": ""}, "completion_id"),
@@ -350,3 +350,64 @@ def test_a_log_that_fails_is_a_500_that_tells_nothing(client: TestClient, log: L
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
     assert "sqlite" not in response.text.lower()
+
+
+SAID = {
+    "ratings": {"completion_id": "c1", "output": 1, "score": 6},
+    "edits": {"completion_id": "c1", "output": 0, "text": "better"},
+    "comments": {"completion_id": "c1", "text": "too short"},
+}
+
+
+@pytest.mark.usefixtures("opted_in")
+@pytest.mark.parametrize("kind", SAID)
+def test_each_kind_of_feedback_is_an_event(client: TestClient, log: Log, kind: str) -> None:
+    headers = ANN | {"Idempotency-Key": "k1", "x-instructloop-source": "playground"}
+    path = f"/v1/feedback/{kind}"
+    first, again = (client.post(path, headers=headers, json=SAID[kind]) for _ in range(2))
+    assert first.status_code == 200 and first.json() == again.json()
+    (record,) = log.read(kind, 0, 0, 10)
+    assert record.event.id == first.json()["id"] and record.event.user_id == "ann"
+    body = getattr(record.event, kind.removesuffix("s"))
+    assert body.notice_version == "1" and body.source == pb.SOURCE_PLAYGROUND
+    for name, value in SAID[kind].items():
+        assert getattr(body, name) == value
+    other = client.post(path, headers=headers, json=SAID[kind] | {"metadata": {"a": "b"}})
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "Idempotency-Key")
+    for who, completion_id in ((BOB, "c1"), (ANN, "c9")):
+        said = SAID[kind] | {"completion_id": completion_id}
+        missing = client.post(path, headers=who, json=said)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert client.post(path, headers=PRODUCTION, json=SAID[kind]).status_code == 403
+
+
+@pytest.mark.usefixtures("opted_in")
+@pytest.mark.parametrize(
+    ("kind", "change", "param"),
+    [
+        ("ratings", {"score": 8}, "score"),
+        ("ratings", {"score": 0}, "score"),
+        ("ratings", {"output": 3}, "output"),
+        ("ratings", {"output": -1}, "output"),
+        ("edits", {"text": " "}, "text"),
+        ("edits", {"output": None}, "output"),
+        ("comments", {"output": 3}, "output"),
+        ("comments", {"more": 1}, "more"),
+    ],
+)
+def test_malformed_feedback_names_the_field(
+    client: TestClient, log: Log, kind: str, change: dict[str, object], param: str
+) -> None:
+    answer = client.post(f"/v1/feedback/{kind}", headers=ANN, json=SAID[kind] | change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert log.end_offset(kind, 0) == 0
+
+
+@pytest.mark.usefixtures("opted_in")
+def test_what_was_taken_back_can_be_judged_no_more(client: TestClient, log: Log) -> None:
+    assert client.delete("/v1/completions/c1", headers=BOB).status_code == 404
+    assert client.delete("/v1/completions/c1", headers=ANN).json()["deleted"] is True
+    assert client.delete("/v1/completions/c1", headers=ANN).status_code == 404
+    assert log.end_offset("withdrawals", 0) == 1
+    assert client.post("/v1/feedback/rankings", headers=ANN, json=JUDGEMENT).status_code == 404
+    assert client.get("/v1/completions", headers=ANN).json()["data"] == []

@@ -20,7 +20,9 @@ from tests.fakes import FileSink, FixedConsent, authenticate
 def main() -> None:
     registry, port, events = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    settings = Settings(max_model_len=256, max_num_seqs=32, release_poll_s=0.1)
+    settings = Settings(
+        max_model_len=256, max_num_seqs=32, release_poll_s=0.1, tool_call_parser="hermes"
+    )
     app = create_app(
         settings,
         VllmEngine(settings.engine_options()),

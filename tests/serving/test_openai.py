@@ -18,7 +18,8 @@ from contracts.events import Stamper
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from serving.app import create_app
-from serving.openai import Limits, check
+from serving.openai import filled
+from serving.request import checked
 from serving.settings import Settings
 from tests.fakes import FakeEngine, FixedConsent, MemorySink, authenticate
 
@@ -35,7 +36,14 @@ class House:
     engine: FakeEngine
     sink: MemorySink
     registry: ReleaseRegistry
+    consent: FixedConsent
     failures: list[str]
+
+    @property
+    def word(self) -> str:
+        """What every word of the fake engine begins with."""
+        assert self.engine.running is not None
+        return self.engine.running.name[:6]
 
     async def post(self, path: str, body: Any, user: str = "ann", **headers: str) -> httpx.Response:
         return await self.client.post(
@@ -44,18 +52,26 @@ class House:
 
 
 @asynccontextmanager
-async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
+async def house(
+    root: Path, *, released: bool = True, content_filter: str = ""
+) -> AsyncIterator[House]:
     registry = ReleaseRegistry(root / "registry")
     if released:
         publish(registry, root)
     engine, sink, failures = FakeEngine(), MemorySink(), []
+    consent = FixedConsent({"ann": "v1"})
     app = create_app(
-        Settings(release_poll_s=0.01, max_body_bytes=2000),
+        Settings(
+            release_poll_s=0.01,
+            max_body_bytes=2000,
+            stall_bound_s=0.3,
+            content_filter=content_filter,
+        ),
         engine,
         sink,
         registry,
         authenticate,
-        FixedConsent({"ann": "v1"}),
+        consent,
         Stamper("serving", clock=lambda: 1.0),
         on_engine_failure=lambda: failures.append("engine"),
     )
@@ -66,7 +82,7 @@ async def house(root: Path, *, released: bool = True) -> AsyncIterator[House]:
     ):
         while released and (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.01)
-        yield House(client, app, engine, sink, registry, failures)
+        yield House(client, app, engine, sink, registry, consent, failures)
 
 
 def publish(registry: ReleaseRegistry, root: Path) -> None:
@@ -86,9 +102,15 @@ def publish(registry: ReleaseRegistry, root: Path) -> None:
     registry.publish(release)
 
 
-def run(root: Path, scene: Callable[[House], Awaitable[None]], *, released: bool = True) -> None:
+def run(
+    root: Path,
+    scene: Callable[[House], Awaitable[None]],
+    *,
+    released: bool = True,
+    content_filter: str = "",
+) -> None:
     async def play() -> None:
-        async with house(root, released=released) as here:
+        async with house(root, released=released, content_filter=content_filter) as here:
             await scene(here)
 
     asyncio.run(play())
@@ -107,7 +129,8 @@ def test_body_has_openai_fields_and_the_release(tmp_path: Path) -> None:
         assert response.headers["x-policy-release"] == "r1"
         body = response.json()
         assert body["system_fingerprint"] == "r1"
-        assert body.keys() == {"id", "created", "model", "choices", "usage", "system_fingerprint"}
+        envelope = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+        assert body.keys() == envelope
         assert [choice["index"] for choice in body["choices"]] == [0, 1]
         assert body["choices"][0].keys() == {"index", "text", "logprobs", "finish_reason"}
         chat = (await here.post("chat/completions", CHAT)).json()
@@ -134,7 +157,9 @@ def test_every_chunk_has_the_release_and_usage_where_it_is_asked_for(tmp_path: P
         assert all("usage" not in c and "token_ids" not in c["choices"][0] for c in chunks)
         with_usage = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = events(await here.post("chat/completions", CHAT | with_usage))
-        assert [chunk["usage"] for chunk in chunks] == [None, None]
+        usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+        assert [chunk["usage"] for chunk in chunks] == [None, None, usage]
+        assert chunks[-1]["choices"] == []
 
     run(tmp_path, scene)
 
@@ -255,7 +280,17 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         (ASK | {"n": 0}, 400, "n", None),
         (ASK | {"n": 17}, 400, "n", None),
         (ASK | {"n": True}, 400, "n", None),
-        (ASK | {"best_of": 5}, 400, "best_of", None),
+        (ASK | {"best_of": 1}, 400, "best_of", None),
+        (ASK | {"best_of": 17}, 400, "best_of", None),
+        (ASK | {"best_of": 3, "stream": True}, 400, "best_of", None),
+        (ASK | {"best_of": 3, "echo": True}, 400, "best_of", None),
+        (ASK | {"prompt": ["x"] * 65}, 400, "prompt", None),
+        (ASK | {"stop": ["x"] * 5}, 400, "stop", None),
+        (ASK | {"stop_token_ids": [1] * 65}, 400, "stop_token_ids", None),
+        (ASK | {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "body", None),
+        (ASK | {"logit_bias": {"1": 101}}, 400, "logit_bias.1", None),
+        (ASK | {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
+        (ASK | {"structured_outputs": {}}, 400, "structured_outputs", None),
         (ASK | {"logprobs": 6}, 400, "logprobs", None),
         (ASK | {"suffix": "end"}, 400, "suffix", None),
         (ASK | {"kv_transfer_params": {}}, 400, "kv_transfer_params", None),
@@ -294,8 +329,8 @@ def test_text_that_is_not_json_in_utf8_is_refused(tmp_path: Path, raw: bytes) ->
 
 
 def test_null_means_the_default() -> None:
-    asked = check("completions", {"model": "m", "prompt": "p", "n": None, "stop": None}, Limits())
-    assert asked == {
+    said = checked("completions", {"model": "m", "prompt": "p", "n": None, "stop": None}, 16)
+    assert filled("completions", said) == {
         "model": "m",
         "prompt": "p",
         "n": 1,
@@ -307,44 +342,7 @@ def test_null_means_the_default() -> None:
         "max_tokens": 16,
     }
     with pytest.raises(InvalidInput, match="prompt"):
-        check("chat", {"model": "m", "prompt": "p"}, Limits())
-
-
-def test_every_route_but_the_probes_demands_a_key(tmp_path: Path) -> None:
-    async def scene(here: House) -> None:
-        routes = [
-            ("POST", "/v1/completions"),
-            ("POST", "/v1/chat/completions"),
-            ("GET", "/v1/models"),
-            ("GET", "/v1/models/tiny"),
-            ("GET", "/v1/releases"),
-            ("GET", "/v1/admin/releases"),
-            ("GET", "/v1/admin/status"),
-            ("POST", "/v1/admin/drain"),
-            ("POST", "/v1/admin/pin"),
-            ("POST", "/v1/admin/rollback"),
-            ("POST", "/v1/admin/swap"),
-            ("POST", "/v1/admin/undrain"),
-            ("POST", "/v1/admin/unpin"),
-        ]
-        assert sorted([*routes, ("GET", "/healthz"), ("GET", "/readyz")]) == sorted(paths(here.app))
-        for method, path in routes:
-            response = await here.client.request(method, path, json=ASK)
-            assert response.status_code == 401, path
-            assert response.json()["error"]["code"] == "invalid_api_key"
-        assert (await here.client.get("/healthz")).status_code == 200
-
-    run(tmp_path, scene)
-
-
-def paths(app: Any) -> list[tuple[str, str]]:
-    found = []
-    for route in app.routes:
-        for each in getattr(getattr(route, "original_router", None), "routes", [route]):
-            found += [
-                (m, each.path.replace("{model_id:path}", "tiny")) for m in each.methods - {"HEAD"}
-            ]
-    return found
+        checked("chat", {"model": "m", "prompt": "p"}, 16)
 
 
 def test_models_and_releases(tmp_path: Path) -> None:
@@ -409,3 +407,69 @@ def test_fault_in_the_engine_is_told_without_its_text(
         assert "a question" not in response.text + caplog.text
 
     run(tmp_path, scene)
+
+
+def test_stream_that_its_client_does_not_read_is_cut(tmp_path: Path) -> None:
+    async def scene(here: House) -> None:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                sent.append("asked")
+                return {"type": "http.request", "body": json.dumps(ASK | {"stream": True}).encode()}
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()  # the client's buffers are full
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "query_string": b"",
+            "headers": [(b"authorization", b"Bearer il-ann")],
+        }
+        await asyncio.wait_for(here.app(scope, receive, send), 10)
+        assert sent[-1]["type"] == "http.response.body" and sent[-1]["more_body"]
+        assert here.sink.completions() == []
+
+    run(tmp_path, scene)
+
+
+def test_consent_that_cannot_be_asked_keeps_nothing(tmp_path: Path) -> None:
+    def broken(user_id: str) -> str | None:
+        raise OSError("the log is gone")
+
+    async def scene(here: House) -> None:
+        here.consent.granted_notice = broken  # type: ignore[method-assign]
+        response = await here.post("completions", ASK)
+        assert response.status_code == 200
+        assert response.headers["x-instructloop-recorded"] == "false"
+        assert here.sink.completions() == []
+
+    run(tmp_path, scene)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_filtered_answer_is_recorded_as_the_client_saw_it(tmp_path: Path, stream: bool) -> None:
+    words = tmp_path / "words.txt"
+    # The fake engine speaks the head of its folder's name, which is the digest of what is in it.
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "config.json").write_text("{}")
+    digest = ArtifactStore(tmp_path / "aside").put("policy", tmp_path / "same")
+    words.write_text(f"{digest[:6]}-1\n")
+
+    async def scene(here: House) -> None:
+        response = await here.post("completions", ASK | {"n": 1, "stream": stream})
+        bodies = events(response) if stream else [response.json()]
+        said = [choice for body in bodies for choice in body["choices"]]
+        text = "".join(choice["text"] for choice in said)
+        assert (text, said[-1]["finish_reason"]) == (f"{here.word}-0 ", "content_filter")
+        (event,) = here.sink.completions()
+        (output,) = event.completion.outputs
+        assert (output.text, output.finish_reason) == (text, "content_filter")
+
+    run(tmp_path, scene, content_filter=f"words:{words}")

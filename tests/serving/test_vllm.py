@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from contracts.v1 import events_pb2 as pb
 from tests import tiny_models
 from tests.conftest import VllmServer
 from tests.serving.bad_releases import BAD
+from tests.serving.parity import row
 
 pytestmark = pytest.mark.vllm
 
@@ -63,9 +65,73 @@ def test_official_client_gets_completions_chat_streams_and_models(vllm_server: V
 
 
 def test_engine_control_endpoints_do_not_exist(vllm_server: VllmServer) -> None:
-    with vllm_server.client("ann") as client:
-        for path in ("pause", "collective_rpc", "sleep", "update_weights", "tokenize", "metrics"):
-            assert client.post(f"/{path}", json={}).status_code == 404
+    """Asked with a key that opens everything, through every port that the server's processes
+    listen on.
+    """
+    ports = listening(vllm_server.pid)
+    assert int(vllm_server.url.rpartition(":")[2]) in ports
+    for port in ports:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            for path in ENGINE_PATHS:
+                for method in ("GET", "POST"):
+                    headers = {"authorization": "Bearer il-root"}
+                    try:
+                        answer = client.request(method, f"/{path}", headers=headers)
+                    except httpx.TransportError:  # no HTTP there: torch's rendezvous, say
+                        continue
+                    assert answer.status_code == 404, (port, method, path)
+    assert httpx.get(f"{vllm_server.url}/metrics").status_code == 401
+    with vllm_server.client("bob") as bob:
+        assert bob.get("/metrics").status_code == 403
+        metrics = httpx.get(
+            f"{vllm_server.url}/metrics", headers={"authorization": "Bearer il-root"}
+        )
+        assert "vllm:num_requests_running" in metrics.text
+        assert "instructloop_swaps_total" in metrics.text
+
+
+ENGINE_PATHS = (
+    *("pause", "resume", "is_paused", "sleep", "wake_up", "is_sleeping", "collective_rpc"),
+    *("update_weights", "init_weight_transfer_engine", "start_weight_update"),
+    *("finish_weight_update", "weight_checker", "reset_prefix_cache", "reset_mm_cache"),
+    *("reset_encoder_cache", "invocations", "tokenize", "detokenize", "tokenizer_info", "load"),
+    *("server_info", "version", "ping", "health", "start_profile", "stop_profile", "docs"),
+    *("inference/v1/generate", "v1/load_lora_adapter", "v1/unload_lora_adapter", "v1/embeddings"),
+    *(
+        "v1/responses",
+        "pooling",
+        "classify",
+        "score",
+        "rerank",
+        "abort_requests",
+        "scale_elastic_ep",
+    ),
+)
+
+
+def listening(pid: int) -> set[int]:
+    """TCP ports that the process and its children listen on, as Linux tells them."""
+    pids = [pid, *children(pid)]
+    inodes = set()
+    for each in pids:
+        for link in Path(f"/proc/{each}/fd").iterdir():
+            target = str(link.readlink()) if link.is_symlink() else ""
+            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            cells = line.split()
+            if cells[3] == "0A" and cells[9] in inodes:
+                ports.add(int(cells[1].rpartition(":")[2], 16))
+    return ports
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
 
 
 def test_stream_says_the_same_as_one_body(vllm_server: VllmServer) -> None:
@@ -130,6 +196,34 @@ def test_client_that_leaves_is_not_recorded(vllm_server: VllmServer) -> None:
     assert left not in logged
 
 
+def test_client_that_leaves_frees_the_engine(vllm_server: VllmServer) -> None:
+    """Long answers of clients that left are not worked on any more, streamed or not."""
+    ask = {**GREEDY, "max_tokens": 200, "n": 8}
+    running = "vllm:num_requests_running"
+    with vllm_server.client("bob") as client:
+        with client.stream("POST", "/v1/completions", json={**ask, "stream": True}) as response:
+            next(chunks(response))
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=ask, timeout=0.05)
+    headers = {"authorization": "Bearer il-root"}
+    deadline = time.monotonic() + 20
+    while True:
+        text = httpx.get(f"{vllm_server.url}/metrics", headers=headers).text
+        lines = [line for line in text.splitlines() if line.startswith(running)]
+        if [float(line.split()[-1]) for line in lines] == [0.0]:
+            break
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.05)
+    aborted = [li for li in text.splitlines() if 'finished_reason="abort"' in li]
+    assert sum(float(line.split()[-1]) for line in aborted) >= 9
+
+
+@row(
+    "a swap of weights",
+    openai="-",
+    vllm="an answer is labelled by nothing, and may be of two weights",
+    here="an answer, streamed or not, is of one release and says which in every chunk",
+)
 def test_swap_under_load_fails_mixes_and_mislabels_nothing(vllm_server: VllmServer) -> None:
     want = {
         r.id: tiny_models.greedy(vllm_server.folders[r.id], PROMPT, 24)

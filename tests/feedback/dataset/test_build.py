@@ -12,7 +12,14 @@ from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
 from feedback.dataset.settings import RuleSettings
 from feedback.log import open_log
-from tests.feedback.samples import completion, consent, demonstration, number, ranking
+from tests.feedback.samples import (
+    STAMPER,
+    completion,
+    consent,
+    demonstration,
+    number,
+    ranking,
+)
 
 EVERYONE_TRAINS = RuleSettings(train_fraction=1.0, validation_fraction=0.0)
 
@@ -129,6 +136,7 @@ def test_the_manifest_counts_rows_people_and_events(log: Log, store: ArtifactSto
         "consents": {0: (0, 2)},
         "demonstrations": {0: (0, 1)},
         "rankings": {0: (0, 2)},
+        "withdrawals": {0: (0, 0)},
     }
     assert manifest.rows == {
         "sft": {"train": 1, "validation": 0, "test": 0},
@@ -176,3 +184,15 @@ def test_an_empty_log_gives_empty_sets_with_their_columns(
     table = pq.read_table(folder / f"{set_}.parquet")
     assert (tuple(table.column_names), table.num_rows) == (columns, 0)
     assert json.loads((folder / "dataset.json").read_text())["people"] == {}
+
+
+def test_a_completion_that_was_taken_back_is_in_no_set(log: Log, store: ArtifactStore) -> None:
+    one_round(log)
+    # Another person's word about it counts for nothing.
+    mine, others = pb.Withdrawal(completion_id="c1"), pb.Withdrawal(completion_id="c2")
+    log.append([STAMPER.event("ann", mine), STAMPER.event("ann", others)])
+    manifest, sets = build(log, store)
+    assert [row["id"] for row in sets["rm"]] == [number(4)]
+    assert [row["text"] for row in sets["ppo"]] == ["Name a fish."]
+    assert manifest.rules[0].notes == {"withdrawn": 2}
+    assert manifest.events["withdrawals"] == {0: (0, 2)}

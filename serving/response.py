@@ -1,0 +1,61 @@
+"""The engine's bodies as OpenAI's: only its fields, and best_of's choice among the samples."""
+
+from contracts.release import Release
+from serving.engine import Body
+
+# What OpenAI's bodies have; the engine's own extras stay inside.
+FIELDS = ("id", "object", "created", "model", "choices", "usage")
+CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason")
+TOKEN_FIELDS = ("token_ids", "prompt_token_ids")
+MESSAGE_FIELDS = ("role", "content", "refusal")
+
+
+def public(body: Body, release: Release, *, token_ids: bool, usage: bool) -> Body:
+    """A body or a chunk as the client gets it; `usage` null where it is asked for and not known."""
+    said = {name: body[name] for name in FIELDS if name in body}
+    said["choices"] = [_choice(choice, token_ids) for choice in body["choices"]]
+    said["system_fingerprint"] = release.id
+    if usage:
+        said.setdefault("usage", None)
+    else:
+        said.pop("usage", None)
+    return said
+
+
+def _choice(choice: Body, token_ids: bool) -> Body:
+    fields = CHOICE_FIELDS + (TOKEN_FIELDS if token_ids else ())
+    said = {name: choice[name] for name in fields if name in choice}
+    for name in ("message", "delta"):
+        if name in said:
+            said[name] = _message(said[name])
+    said.setdefault("logprobs", None)
+    said.setdefault("finish_reason", None)
+    return said
+
+
+def _message(message: Body) -> Body:
+    said = {name: message[name] for name in MESSAGE_FIELDS if name in message}
+    if calls := message.get("tool_calls"):
+        said["tool_calls"] = calls
+    return said
+
+
+def best(body: Body, n: int, best_of: int, logprobs: bool) -> Body:
+    """For each prompt the `n` of its `best_of` samples with the highest mean log-probability of a
+    token, best first. OpenAI's best_of, which vLLM gave up; ties go to the sample that came first.
+    """
+    choices = sorted(body["choices"], key=lambda choice: int(choice["index"]))
+    chosen: list[Body] = []
+    for start in range(0, len(choices), best_of):
+        ranked = sorted(choices[start : start + best_of], key=_mean_logprob, reverse=True)
+        chosen += ranked[:n]
+    kept = [
+        choice | {"index": i, "logprobs": choice["logprobs"] if logprobs else None}
+        for i, choice in enumerate(chosen)
+    ]
+    return body | {"choices": kept}
+
+
+def _mean_logprob(choice: Body) -> float:
+    values = [v for v in choice["logprobs"]["token_logprobs"] if v is not None]
+    return sum(values) / len(values) if values else float("-inf")
