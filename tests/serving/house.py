@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
+from safetensors.torch import save_file
 
 from contracts.access import USER_SCOPES, Scope
 from contracts.artifact import ArtifactStore
@@ -21,7 +23,7 @@ from contracts.log import Log
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from feedback import notice
-from feedback.log import open_log
+from feedback.vault import open_events
 from instructloop.serve import Place, create_app
 from serving.access import KeyStore
 from serving.settings import Settings
@@ -62,7 +64,7 @@ class House:
 def house(root: Path, settings: Settings | None = None) -> Iterator[House]:
     """The server, once release r1 of the model `tiny` answers."""
     place = Place(f"sqlite:///{root}/log.db", root / "registry", root / "keys.db")
-    registry, log = ReleaseRegistry(place.registry), open_log(place.log)
+    registry, log = ReleaseRegistry(place.registry), open_events(place.log)
     publish(registry, root)
     granted = pb.Consent(state=pb.CONSENT_STATE_GRANTED, notice_version=notice.CURRENT.version)
     log.append([Stamper("test").event("ann", granted)])
@@ -75,9 +77,7 @@ def house(root: Path, settings: Settings | None = None) -> Iterator[House]:
 
 
 def publish(registry: ReleaseRegistry, root: Path, release_id: str = "r1") -> None:
-    folder = root / release_id
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    folder = model_folder(root / release_id)
     release = Release(
         id=release_id,
         model="tiny",
@@ -87,6 +87,15 @@ def publish(registry: ReleaseRegistry, root: Path, release_id: str = "r1") -> No
         code_version="test",
     )
     registry.publish(release)
+
+
+def model_folder(folder: Path) -> Path:
+    """As little as a release needs to be taken for whole."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
 
 
 @contextmanager
