@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -352,7 +353,7 @@ def test_a_log_that_fails_is_a_500_that_tells_nothing(client: TestClient, log: L
     assert "sqlite" not in response.text.lower()
 
 
-SAID = {
+SAID: dict[str, dict[str, Any]] = {
     "ratings": {"completion_id": "c1", "output": 1, "score": 6},
     "edits": {"completion_id": "c1", "output": 0, "text": "better"},
     "comments": {"completion_id": "c1", "text": "too short"},

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
+from safetensors.torch import save_file
 
 from contracts.access import USER_SCOPES, Scope
 from contracts.artifact import ArtifactStore
@@ -77,9 +79,7 @@ def house(root: Path, settings: Settings | None = None) -> Iterator[House]:
 
 
 def publish(registry: ReleaseRegistry, root: Path, release_id: str = "r1") -> None:
-    folder = root / release_id
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    folder = model_folder(root / release_id)
     release = Release(
         id=release_id,
         model="tiny",
@@ -89,6 +89,15 @@ def publish(registry: ReleaseRegistry, root: Path, release_id: str = "r1") -> No
         code_version="test",
     )
     registry.publish(release)
+
+
+def model_folder(folder: Path) -> Path:
+    """As little as a release needs to be taken for whole."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from contracts.artifact import ArtifactStore
 from contracts.errors import InvalidInput
@@ -22,6 +20,7 @@ from serving.openai import filled
 from serving.request import checked
 from serving.settings import Settings
 from tests.fakes import FakeEngine, FixedConsent, MemorySink, authenticate
+from tests.serving.house import model_folder
 
 ASK = {"model": "tiny", "prompt": "a question", "max_tokens": 3, "n": 2}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -86,11 +85,7 @@ async def house(
 
 
 def publish(registry: ReleaseRegistry, root: Path) -> None:
-    folder = root / "model"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
-    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    folder = model_folder(root / "model")
     release = Release(
         id="r1",
         model="tiny",
@@ -279,6 +274,8 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         ({"prompt": "a"}, 400, "model", None),
         (ASK | {"n": 0}, 400, "n", None),
         (ASK | {"n": 17}, 400, "n", None),
+        (ASK | {"temperature": "x"}, 400, "temperature", None),
+        (ASK | {"temperature": [1]}, 400, "temperature", None),
         (ASK | {"n": True}, 400, "n", None),
         (ASK | {"best_of": 1}, 400, "best_of", None),
         (ASK | {"best_of": 17}, 400, "best_of", None),
@@ -457,9 +454,7 @@ def test_consent_that_cannot_be_asked_keeps_nothing(tmp_path: Path) -> None:
 def test_filtered_answer_is_recorded_as_the_client_saw_it(tmp_path: Path, stream: bool) -> None:
     words = tmp_path / "words.txt"
     # The fake engine speaks the head of its folder's name, which is the digest of what is in it.
-    (tmp_path / "same").mkdir()
-    (tmp_path / "same" / "config.json").write_text("{}")
-    digest = ArtifactStore(tmp_path / "aside").put("policy", tmp_path / "same")
+    digest = ArtifactStore(tmp_path / "aside").put("policy", model_folder(tmp_path / "same"))
     words.write_text(f"{digest[:6]}-1\n")
 
     async def scene(here: House) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from contracts.errors import CorruptEvent, InvalidEvent, InvalidInput
-from contracts.events import READABLE, TEXT_BODIES, topic_of, without_text
+from contracts.events import READABLE, TEXT_BODIES, TOPIC_OF, topic_of, without_text
 from contracts.log import follow
 from contracts.v1 import events_pb2 as pb
 from feedback.log import open_log
@@ -17,9 +17,11 @@ from feedback.vault.keys import KeyVault
 from feedback.vault.master import LocalMasterKeys
 from feedback.vault.sealed import SealedLog
 from tests.fakes import MemorySink
-from tests.feedback.samples import completion, consent, demonstration, ranking
+from tests.feedback.samples import STAMPER, completion, consent, demonstration, ranking
 
 MARKER = "the heron wades at dusk"
+# Whatever holds a text, in the order of `said`.
+TOPICS = ("completions", "rankings", "demonstrations", "ratings", "edits", "comments")
 
 
 @pytest.fixture
@@ -37,12 +39,22 @@ def said(user: str) -> list[pb.Event]:
     order.ranking.metadata["why"] = MARKER
     shown = demonstration(user, MARKER, MARKER)
     shown.demonstration.metadata["why"] = MARKER
-    return [asked, order, shown]
+    about = {
+        "completion_id": f"c-{user}",
+        "source": pb.SOURCE_API,
+        "notice_version": "1",
+        "metadata": {"why": MARKER},
+    }
+    judged = (
+        pb.Rating(output=1, score=6, **about),
+        pb.Edit(output=1, text=MARKER, **about),
+        pb.Comment(text=MARKER, **about),
+    )
+    return [asked, order, shown, *(STAMPER.event(user, body) for body in judged)]
 
 
 def read(log: SealedLog) -> list[pb.Event]:
-    topics = ("completions", "rankings", "demonstrations")
-    return [record.event for topic in topics for record in follow(log, topic, {})]
+    return [record.event for topic in TOPICS for record in follow(log, topic, {})]
 
 
 def bytes_below(folder: Path) -> bytes:
@@ -59,7 +71,7 @@ def test_what_is_read_is_what_was_written(log: SealedLog) -> None:
 def test_no_text_reaches_the_log_under_it(log: SealedLog, tmp_path: Path) -> None:
     log.append([consent("ann"), *said("ann")])
     assert MARKER.encode() not in bytes_below(tmp_path)
-    for topic in ("completions", "rankings", "demonstrations"):
+    for topic in TOPICS:
         (record,) = log.inner.read(topic, 0, 0, 9)
         assert record.event.sealed.key_id and MARKER not in str(record.event)
     stored = log.inner.read("completions", 0, 0, 9)[0].event.completion
@@ -82,8 +94,7 @@ def test_what_rules_and_consumers_need_stays_readable(log: SealedLog) -> None:
 
 
 def test_whatever_is_not_known_to_be_no_text_is_taken_out() -> None:
-    assert {"completion", "ranking", "demonstration"} <= set(TEXT_BODIES)
-    assert not {"consent", "release_change"} & set(TEXT_BODIES)
+    assert {TOPIC_OF[body] for body in TEXT_BODIES} == set(TOPICS)
     for event in said("ann"):
         assert MARKER in str(event) and MARKER not in str(without_text(event))
     assert not {"text", "prompt", "response", "metadata", "token_ids"} & READABLE
@@ -93,7 +104,7 @@ def test_who_erased_is_skipped_counted_and_not_in_the_files(log: SealedLog, tmp_
     log.append([consent("ann"), consent("bob"), *said("ann"), *said("bob")])
     log.erase("ann")
     assert {e.user_id for e in read(log)} == {"bob"}
-    assert log.unreadable == {"completions": 1, "rankings": 1, "demonstrations": 1}
+    assert log.unreadable == dict.fromkeys(TOPICS, 1)
     assert log.ends("completions")[0] == 2
     erased = [e.event for e in log.inner.read("completions", 0, 0, 9) if e.event.user_id == "ann"]
     assert [bool(e.sealed.text) for e in erased] == [False]
