@@ -401,7 +401,7 @@ def test_malformed_feedback_names_the_field(
 ) -> None:
     answer = client.post(f"/v1/feedback/{kind}", headers=ANN, json=SAID[kind] | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert log.end_offset(kind, 0) == 0
+    assert log.ends(kind)[0] == 0
 
 
 @pytest.mark.usefixtures("opted_in")
@@ -409,6 +409,6 @@ def test_what_was_taken_back_can_be_judged_no_more(client: TestClient, log: Log)
     assert client.delete("/v1/completions/c1", headers=BOB).status_code == 404
     assert client.delete("/v1/completions/c1", headers=ANN).json()["deleted"] is True
     assert client.delete("/v1/completions/c1", headers=ANN).status_code == 404
-    assert log.end_offset("withdrawals", 0) == 1
+    assert log.ends("withdrawals")[0] == 1
     assert client.post("/v1/feedback/rankings", headers=ANN, json=JUDGEMENT).status_code == 404
     assert client.get("/v1/completions", headers=ANN).json()["data"] == []

@@ -9,8 +9,9 @@ import pytest
 
 from contracts.errors import LogUnavailable
 from contracts.log import follow
+from contracts.v1 import events_pb2 as pb
 from demo.broker import Cluster
-from feedback.consent import ConsentLedger
+from feedback.consent import ConsentLedger, ConsentState
 from feedback.log import open_log
 from feedback.log.address import KafkaSettings, parse
 from feedback.log.kafka import KafkaLog
@@ -150,6 +151,34 @@ def test_consent_goes_by_what_was_known_and_said_while_the_log_is_away(
     until(lambda: log.spool.status().depth == 0)
     until(lambda: reader.granted_notice("cid") == "v1")
     assert reader.granted_notice("ann") is None
+
+
+def test_every_purpose_goes_by_the_last_word_that_waits(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db", 1 << 20)
+    away = LastKnownConsent(Away(), spool)
+    with pytest.raises(LogUnavailable, match="away"):
+        away.state("ann")
+    assert away.granted_notice("ann") is None
+    spool.append([consent("ann", version="v1"), consent("bob")])
+    assert away.state("ann").purposes == ["training", "evaluation", "reading"]
+    took = consent("ann", granted=False)
+    took.consent.purposes.append(pb.PURPOSE_READING)
+    spool.append([took])
+    assert away.state("ann").purposes == ["training", "evaluation"]
+    assert away.granted_notice("ann") == "v1"
+    spool.append([consent("ann", granted=False)])
+    assert away.state("ann").purposes == []
+    spool.close()
+
+
+class Away:
+    """feedback.consent.ConsentStates over a log that does not answer."""
+
+    def granted_notice(self, user_id: str) -> str | None:
+        raise LogUnavailable(user_id)
+
+    def state(self, user_id: str) -> ConsentState:
+        raise LogUnavailable(user_id)
 
 
 def test_a_full_spool_keeps_nothing_more_or_refuses(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_a_round_runs_on_kafka_by_changing_one_url(
     tmp_path: Path, registry: ReleaseRegistry, kafka: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INSTRUCTLOOP_KAFKA_TIMEOUT_S", "30")
+    monkeypatch.setenv("INSTRUCTLOOP_VAULT", str(tmp_path / "vault.db"))
     here = open_log(f"sqlite:///{tmp_path}/log.db")
     url = f"kafka://{kafka.bootstrap}/round-{uuid.uuid4().hex[:8]}?replication=1"
     there = open_log(url)

@@ -31,6 +31,7 @@ def test_people_withdraw_while_the_broker_is_away(
     url = f"kafka://{cluster.bootstrap}/served?replication=1"
     place = Place(log=url, registry=tmp_path / "registry", keys=tmp_path / "keys.db")
     key, _ = KeyStore(place.keys).create("ann")
+    stranger = {"authorization": f"Bearer {KeyStore(place.keys).create('sue')[0]}"}
     spool = SpoolSettings(path=tmp_path / "spool.db")
     try:
         with closing(open_events(url, tmp_path / "vault.db", spool)) as events:
@@ -53,6 +54,11 @@ def test_people_withdraw_while_the_broker_is_away(
             assert agreed()
             cluster.kill(cluster.nodes[0])
             assert agreed()
+            # Nobody asked about her since the start; her word counts all the same.
+            assert client.get("/v1/consent", headers=stranger).status_code == 503
+            body = {"granted": False, "notice_version": notice.CURRENT.version}
+            answer = client.put("/v1/consent", headers=stranger, json=body)
+            assert answer.json()["granted"] is False
             agree(False)
             assert not agreed()
             ranking = {"completion_id": "x", "groups": [[0], [1]], "instruction_version": "1"}
@@ -66,10 +72,12 @@ def test_people_withdraw_while_the_broker_is_away(
             cluster.restart(cluster.nodes[0])
             wait_until_forwarded(waiting)
         log = KafkaLog(parse(url), KafkaSettings(timeout_s=30))
-        states = [record.event.consent.state for record in follow(log, "consents", {})]
+        said_by = {"ann": list[int](), "sue": list[int]()}
+        for record in follow(log, "consents", {}):
+            said_by[record.event.user_id].append(record.event.consent.state)
         log.close()
         granted, withdrawn = pb.CONSENT_STATE_GRANTED, pb.CONSENT_STATE_WITHDRAWN
-        assert states == [granted, withdrawn, granted, withdrawn]
+        assert said_by == {"ann": [granted, withdrawn, granted, withdrawn], "sue": [withdrawn]}
     finally:
         cluster.stop()
 

@@ -1,5 +1,8 @@
 import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,15 @@ from contracts.errors import CorruptEvent, InvalidEvent, InvalidInput
 from contracts.events import READABLE, TEXT_BODIES, TOPIC_OF, topic_of, without_text
 from contracts.log import follow
 from contracts.v1 import events_pb2 as pb
+from demo.broker import Cluster
 from feedback.log import open_log
+from feedback.log.spool import SpoolSettings
 from feedback.vault import open_events
 from feedback.vault.keys import KeyVault
 from feedback.vault.master import LocalMasterKeys
 from feedback.vault.sealed import SealedLog
 from tests.fakes import MemorySink
+from tests.feedback.log_backends import Embedded, Kafka
 from tests.feedback.samples import STAMPER, completion, consent, demonstration, ranking
 
 MARKER = "the heron wades at dusk"
@@ -221,6 +227,84 @@ def test_people_are_erased_while_others_write(log: SealedLog, tmp_path: Path) ->
     writer.join()
     assert {e.user_id for e in read(log)} == {"writer"}
     assert MARKER.encode() not in bytes_below(tmp_path)
+
+
+def test_a_dead_letter_comes_back_sealed_or_is_sealed_at_once(
+    log: SealedLog, tmp_path: Path
+) -> None:
+    backend = Embedded(tmp_path / "log.db")
+    newer, mended = completion("ann", "c1", MARKER), completion("ann", "c2", MARKER)
+    log.append([newer])
+    (record,) = log.inner.read("completions", 0, 0, 9)
+    again = pb.Event()
+    again.CopyFrom(record.event)
+    again.schema_version = 99  # a producer of a later version
+    again.id = mended.id
+    backend.plant("completions", "ann", again.SerializeToString())
+    backend.plant("completions", "ann", b"\xff")
+    assert read(log) == [newer]
+    (sealed, broken) = log.dead_letters()
+    assert MARKER.encode() not in sealed.value
+    assert log.revive(sealed) == "schema_version: expected 1"
+    assert log.revive(replace(broken, value=mended.SerializeToString())) is None
+    assert read(log) == [newer, mended]
+    assert MARKER.encode() not in bytes_below(tmp_path)
+    # What is in a letter is erased with the rest.
+    log.erase("ann")
+    (letter,) = log.dead_letters()
+    assert not pb.Event.FromString(letter.value).sealed.text
+    assert read(log) == []
+
+
+def test_a_letter_in_which_nobody_can_be_made_out_does_not_stop_an_erasure(
+    log: SealedLog, tmp_path: Path
+) -> None:
+    log.append([consent("ann"), *said("ann")])
+    Embedded(tmp_path / "log.db").plant("completions", "ann", b"\xff ann")
+    assert len(read(log)) == 3
+    log.erase("ann")
+    assert read(log) == []
+    assert [letter.value for letter in log.dead_letters()] == [b"\xff ann"]
+
+
+@pytest.mark.kafka
+def test_texts_are_sealed_in_kafka_and_in_what_waits_for_it(
+    kafka: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSTRUCTLOOP_KAFKA_TIMEOUT_S", "30")
+    backend = Kafka(kafka.bootstrap, f"sealed-{uuid.uuid4().hex[:8]}")
+    spool = SpoolSettings(path=tmp_path / "spool.db")
+    marker = f"{MARKER} {uuid.uuid4().hex}"
+    events = [completion("ann", "c1", marker), completion("bob", "c2", marker)]
+    with closing(open_events(backend.url, tmp_path / "v.db", spool)) as log:
+        log.append([consent("ann"), consent("bob"), *events])
+        waited = bytes_below(tmp_path)
+        assert events[0].id.encode() in waited and marker.encode() not in waited
+        assert sorted(map(str, read(log))) == sorted(map(str, events))
+        ends = log.ends("completions")
+        log.erase("ann")
+        assert read(log) == events[1:]
+        assert log.unreadable == {"completions": 1}
+        positions: dict[int, int] = {}
+        list(follow(log, "completions", positions))
+        assert positions == {p: end for p, end in ends.items() if end}
+    # Another process: the bytes are still there, and no key is.
+    with closing(open_events(backend.url, tmp_path / "v.db")) as again:
+        assert read(again) == events[1:]
+        stored = [record.event for record in follow(again.inner, "completions", {})]
+        assert sorted(e.id for e in stored) == sorted(e.id for e in events)
+        assert all(e.sealed.text and marker not in str(e) for e in stored)
+        # A letter that was sealed stays it; no reader takes what is sealed for one.
+        assert again.dead_letters() == []
+        backend.plant("completions", "bob", b"\xff")
+        assert len(read(again)) == 1
+        (letter,) = again.dead_letters()
+        mended = completion("bob", "c3", marker)
+        assert again.revive(replace(letter, value=mended.SerializeToString())) is None
+        assert again.dead_letters() == []
+        assert [e.completion.completion_id for e in read(again)] == ["c2", "c3"]
+        stored = [record.event for record in follow(again.inner, "completions", {})]
+        assert len(stored) == 3 and marker not in str(stored)
 
 
 class ConsentMachine(RuleBasedStateMachine):
