@@ -82,7 +82,7 @@ def export(
 
     held = _rights(log, registry).export(user)
     infos = KeyStore(keys).list() if keys.exists() else []
-    held["api_keys"] = [asdict(info) for info in infos if info.user_id == user]
+    held["api_keys"] = [asdict(info) for info in infos if info.principal.user_id == user]
     if out is None:
         typer.echo(_json(held))
     else:

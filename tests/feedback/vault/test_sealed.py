@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -45,7 +46,7 @@ def said(user: str) -> list[pb.Event]:
     order.ranking.metadata["why"] = MARKER
     shown = demonstration(user, MARKER, MARKER)
     shown.demonstration.metadata["why"] = MARKER
-    about = {
+    about: dict[str, Any] = {
         "completion_id": f"c-{user}",
         "source": pb.SOURCE_API,
         "notice_version": "1",
