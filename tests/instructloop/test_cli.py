@@ -1,4 +1,5 @@
 import datetime as dt
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from typer.testing import CliRunner, Result
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.rollout import Replica
 from instructloop.cli import app
+from serving.access import KeyStore
 
 
 @pytest.fixture
@@ -72,3 +74,12 @@ def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry
     assert registry.target_id() == "r1" and registry.pinned_id() == "r1"
     assert release(registry, "unpin").output == "r1\n"
     assert registry.pinned_id() is None
+
+
+def test_an_export_names_the_keys_of_its_person_and_no_others(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.db"
+    (_, mine), _ = KeyStore(keys).create("ann"), KeyStore(keys).create("bob")
+    place = ("--log", f"sqlite:///{tmp_path / 'log.db'}", "--keys", str(keys))
+    done = CliRunner().invoke(app, ["consent", "export", "--user", "ann", *place])
+    assert done.exit_code == 0, done.output
+    assert [key["id"] for key in json.loads(done.stdout)["api_keys"]] == [mine]
