@@ -75,14 +75,13 @@ def export(
     keys: Keys = KEYS,
 ) -> None:
     """All that is held about the person, as one JSON file."""
-    from dataclasses import asdict
-
     from contracts.artifact import write_text_durably
     from serving.access import KeyStore
+    from serving.keys import described
 
     held = _rights(log, registry).export(user)
     infos = KeyStore(keys).list() if keys.exists() else []
-    held["api_keys"] = [asdict(info) for info in infos if info.user_id == user]
+    held["api_keys"] = [described(i) for i in infos if i.principal.user_id == user]
     if out is None:
         typer.echo(_json(held))
     else:

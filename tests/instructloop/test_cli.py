@@ -1,4 +1,5 @@
 import datetime as dt
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from typer.testing import CliRunner, Result
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.rollout import Replica
 from instructloop.cli import app
+from serving.access import KeyStore
 
 
 @pytest.fixture
@@ -72,3 +74,16 @@ def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry
     assert registry.target_id() == "r1" and registry.pinned_id() == "r1"
     assert release(registry, "unpin").output == "r1\n"
     assert registry.pinned_id() is None
+
+
+def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path / "keys.db")
+    key, key_id = keys.create("ann")
+    keys.create("bob")
+    words = ["consent", "export", "--user", "ann", "--log", f"sqlite:///{tmp_path}/log.db"]
+    places = ["--registry", str(tmp_path / "registry"), "--keys", str(tmp_path / "keys.db")]
+    said = CliRunner().invoke(app, [*words, *places])
+    assert said.exit_code == 0, said.output
+    (held,) = json.loads(said.output)["api_keys"]
+    assert (held["id"], held["user_id"], held["revoked"]) == (key_id, "ann", None)
+    assert key not in said.output

@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,7 +40,7 @@ def said(user: str) -> list[pb.Event]:
     order.ranking.metadata["why"] = MARKER
     shown = demonstration(user, MARKER, MARKER)
     shown.demonstration.metadata["why"] = MARKER
-    about = {
+    about: dict[str, Any] = {
         "completion_id": f"c-{user}",
         "source": pb.SOURCE_API,
         "notice_version": "1",
