@@ -81,7 +81,7 @@ def export(
 
     held = _rights(log, registry).export(user)
     infos = KeyStore(keys).list() if keys.exists() else []
-    held["api_keys"] = [described(info) for info in infos if info.principal.user_id == user]
+    held["api_keys"] = [described(i) for i in infos if i.principal.user_id == user]
     if out is None:
         typer.echo(_json(held))
     else:

@@ -104,7 +104,7 @@ def _install_engine(app: FastAPI) -> None:
 
     @app.exception_handler(CutShort)
     def cut_short(request: Request, error: CutShort) -> JSONResponse:
-        return _response(503, error_body(503, str(error)))
+        return _response(503, error_body(503, str(error)), {"retry-after": RETRY_AFTER_S})
 
 
 def _response(

@@ -76,12 +76,12 @@ class FileSink:
 
 class FakeEngine:
     """An Engine that answers with the name of the model folder that it runs, one word a token, at
-    most CONTEXT of them. Sample i says each token with log-probability -1 / (i + 1).
+    most `context` of them. Sample i says each token with log-probability -1 / (i + 1).
 
     `says` maps folder names to the log-probabilities that the engine gives a canary.
     """
 
-    CONTEXT = 64
+    context = 64
 
     def __init__(self, says: dict[str, list[float]] | None = None) -> None:
         self.says = says or {}
@@ -163,8 +163,8 @@ class FakeEngine:
             yield self._body(kind, []) | {"usage": self._usage(length * len(answers))}
 
     def _length(self, body: Body) -> int:
-        bound: Any = body.get("max_completion_tokens", body.get("max_tokens", self.CONTEXT))
-        return min(int(bound), self.CONTEXT)
+        bound: Any = body.get("max_completion_tokens", body.get("max_tokens", self.context))
+        return min(int(bound), self.context)
 
     def _usage(self, written: int) -> Body:
         return {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}

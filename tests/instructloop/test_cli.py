@@ -76,10 +76,14 @@ def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry
     assert registry.pinned_id() is None
 
 
-def test_an_export_names_the_keys_of_its_person_and_no_others(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.db"
-    (_, mine), _ = KeyStore(keys).create("ann"), KeyStore(keys).create("bob")
-    place = ("--log", f"sqlite:///{tmp_path / 'log.db'}", "--keys", str(keys))
-    done = CliRunner().invoke(app, ["consent", "export", "--user", "ann", *place])
-    assert done.exit_code == 0, done.output
-    assert [key["id"] for key in json.loads(done.stdout)["api_keys"]] == [mine]
+def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path / "keys.db")
+    key, key_id = keys.create("ann")
+    keys.create("bob")
+    words = ["consent", "export", "--user", "ann", "--log", f"sqlite:///{tmp_path}/log.db"]
+    places = ["--registry", str(tmp_path / "registry"), "--keys", str(tmp_path / "keys.db")]
+    said = CliRunner().invoke(app, [*words, *places])
+    assert said.exit_code == 0, said.output
+    (held,) = json.loads(said.output)["api_keys"]
+    assert (held["id"], held["user_id"], held["revoked"]) == (key_id, "ann", None)
+    assert key not in said.output

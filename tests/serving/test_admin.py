@@ -235,6 +235,7 @@ def test_answer_that_outlasts_the_drain_bound_is_ended_with_a_reason(
     async def scene() -> None:
         async with house.opened() as client:
             ask = {"model": "tiny", "prompt": "a", "max_tokens": 60_000 if streams else 3}
+            house.engine.context = 60_000
             if not streams:
                 house.engine.may_answer.clear()
             asking = asyncio.create_task(
