@@ -120,7 +120,7 @@ def test_groups_commit_apart_and_durably(log: Log, reopen: OpenLog) -> None:
 
 def test_unknown_topics_and_partitions_are_refused(log: Log) -> None:
     with pytest.raises(InvalidInput, match="topic"):
-        log.read("edits", 0, 0, 1)
+        log.read("letters", 0, 0, 1)
     with pytest.raises(InvalidInput, match="partition"):
         log.end_offset("consents", 1)
 
