@@ -27,6 +27,7 @@ from feedback.rights import Rights
 from feedback.vault import open_events
 from serving.access import KeyStore
 from tests.e2e.marker_server import place
+from tests.serving.house import model_folder
 
 RULES = RuleSettings(train_fraction=1.0, validation_fraction=0.0)
 # ann agrees and stays; the others never do, do with a production key, withdraw, erase.
@@ -58,8 +59,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     where = place(folder)
     registry = ReleaseRegistry(where.registry)
-    model = tmp_path_factory.mktemp("model")
-    (model / "config.json").write_text("{}")
+    model = model_folder(tmp_path_factory.mktemp("model") / "tiny")
     registry.publish(
         Release(
             id="r1",

@@ -180,7 +180,7 @@ def test_groups_commit_apart_and_durably(log: Log, backend: Backend) -> None:
 
 def test_unknown_topics_and_partitions_are_refused(log: Log) -> None:
     with pytest.raises(InvalidInput, match="topic: expected one of completions"):
-        log.read("edits", 0, 0, 1)
+        log.read("letters", 0, 0, 1)
     with pytest.raises(InvalidInput, match="partition"):
         log.read("consents", log.partitions("consents"), 0, 1)
     with pytest.raises(InvalidInput, match="offset: expected a number >= 0, got -1"):

@@ -188,6 +188,7 @@ def test_an_export_holds_all_of_one_person_and_nothing_of_others(
     held = Rights(log, log, registry).export("bob")
     assert {t: len(e) for t, e in held["events"].items()} == {
         "completions": 1, "rankings": 0, "demonstrations": 1, "consents": 1, "releases": 0,
+        "ratings": 0, "edits": 0, "comments": 0, "withdrawals": 0,
     }  # fmt: skip
     assert held["use"]["datasets"][0]["rows"] == 2
     assert "Which fish" in str(held) and "bird" not in str(held) and "ann" not in str(held)
