@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from contracts.access import Principal
-from contracts.errors import AccessDenied
+from contracts.errors import Unauthenticated
 from contracts.events import TOPICS, Stamper
 from contracts.log import Log
 from contracts.v1 import events_pb2 as pb
@@ -39,7 +39,7 @@ CHROMIUM_ARGS = [
 
 def authenticate(header: str | None) -> Principal:
     if header != f"Bearer {KEY}":
-        raise AccessDenied("no such key")
+        raise Unauthenticated("no such key")
     return Principal("ann", "key-1")
 
 
