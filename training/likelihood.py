@@ -1,7 +1,10 @@
 """The gradient of the mean log-likelihood of responses: SFT's loss, and the pretraining mix."""
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.config import Precision
@@ -16,12 +19,33 @@ def accumulate_likelihood(
     """The gradient of `weight` times the mean negative log-likelihood per response token,
     end-of-text included, in passes without padding; the mean itself.
     """
-    count = sum(len(response) for _, response in pairs)
-    total = 0.0
+    [mean] = accumulate_mixed_likelihood(model, [(pairs, weight)], precision)
+    return mean
+
+
+def accumulate_mixed_likelihood(
+    model: PreTrainedModel, sets: Sequence[tuple[Sequence[Pair], float]], precision: Precision
+) -> list[float]:
+    """As above for several sets of pairs, each with its weight: they share passes, and each has a
+    mean of its own. A pass costs a small model about as much for few tokens as for many.
+    """
+    pairs = [pair for own, _ in sets for pair in own]
+    set_P = torch.tensor([s for s, (own, _) in enumerate(sets) for _ in own])
+    length_P = torch.tensor([len(response) for _, response in pairs])
+    count_S = torch.zeros(len(sets)).index_add_(0, set_P, length_P.float())
+    slope_S = torch.tensor([weight for _, weight in sets]) / count_S
+    total_S = torch.zeros(len(sets))
     for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
+        set_M = set_P[part].repeat_interleave(length_P[part])
+        slope_M = slope_S[set_M]
         with autocast(precision):
             inputs = pack_pairs([pairs[i] for i in part])
-            loss, _ = packed_loss(model, *inputs, lambda logprobs_C, _: -logprobs_C / count)
-        (weight * loss).backward()
-        total += loss.item()
-    return total
+            loss, logprobs_M = packed_loss(model, *inputs, partial(_weighted, slope_M))
+        loss.backward()
+        total_S.index_add_(0, set_M, -logprobs_M)
+    means: list[float] = (total_S / count_S).tolist()
+    return means
+
+
+def _weighted(slope_M: Tensor, logprobs_C: Tensor, at: slice) -> Tensor:
+    return -logprobs_C * slope_M[at]

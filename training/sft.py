@@ -21,7 +21,7 @@ from training.data import (
     render,
     shuffled_batches,
 )
-from training.likelihood import accumulate_likelihood
+from training.likelihood import accumulate_mixed_likelihood
 from training.metrics import Metrics
 from training.model import (
     Pair,
@@ -71,11 +71,12 @@ def train_sft(
         rate = config.learning_rate * cosine_share(i, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
         model.train()
-        loss = accumulate_likelihood(model, [pairs[p] for p in batch], config.precision)
+        sets: list[tuple[Sequence[Pair], float]] = [([pairs[p] for p in batch], 1.0)]
         if stream is not None:
             rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
             texts = [(row[:1], row[1:]) for row in rows_BT.tolist()]
-            accumulate_likelihood(model, texts, config.precision, config.pretraining_share)
+            sets.append((texts, config.pretraining_share))
+        loss = accumulate_mixed_likelihood(model, sets, config.precision)[0]
         norm = step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == len(batches) - 1:
             metrics.write(i, loss=loss, grad_norm=norm, rate=rate)
