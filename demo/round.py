@@ -37,9 +37,9 @@ from training.data import PromptRow, prompt_text, read_set
 from training.model import hide_progress_bars
 
 CONFIG = Path(__file__).with_name("demo.toml")
-PEOPLE = 116
+PEOPLE = 108
 PROMPTS_EACH = 30
-DEMONSTRATIONS = 56_000
+DEMONSTRATIONS = 52_000
 # Fewer demonstrations each than the dataset takes of one person.
 LABELERS = 300
 DOCUMENTS = 8_000
