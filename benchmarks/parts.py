@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from benchmarks.baseline import Run, agree, in_turn, ratios
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
-from training.kernels import ranking_loss
+from training.kernels import gae, ranking_loss
 from training.kernels.linear_logprob import linear_logprob_loss
-from training.objectives import gae
 
 TOKENS, HIDDEN, VOCAB = 4096, 256, 32768
 ROWS, WIDTH = 512, 2048
@@ -105,13 +104,13 @@ def our_head() -> Callable[[], float]:
     return run
 
 
-def _rollout() -> tuple[Tensor, Tensor, Tensor]:
+def _rollout() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(ROWS, WIDTH), torch.randn(ROWS, WIDTH), torch.ones(ROWS, WIDTH).bool()
+    return torch.randn(ROWS, WIDTH), torch.randn(ROWS, WIDTH)
 
 
 def loop_gae() -> Callable[[], float]:
-    rewards, values, _ = _rollout()
+    rewards, values = _rollout()
 
     def run() -> float:
         running, advantages = torch.zeros(ROWS), []
@@ -126,10 +125,10 @@ def loop_gae() -> Callable[[], float]:
 
 
 def our_gae() -> Callable[[], float]:
-    rewards, values, mask = _rollout()
+    rewards, values = _rollout()
 
     def run() -> float:
-        advantages, returns = gae(rewards, values, mask, 1.0, 0.95)
+        advantages, returns = gae(rewards, values, 1.0, 0.95)
         return float(returns[0, 0] + advantages[-1, 7])
 
     return run

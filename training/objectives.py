@@ -1,28 +1,10 @@
-"""Pure maths of PPO on top of the kernels: GAE, the clipped losses, explained variance.
+"""Pure maths of PPO beside the kernels: the clipped losses, explained variance.
 
 Shapes: B sequences, R response tokens (right-padded). A mask is True at real tokens.
 """
 
 import torch
 from torch import Tensor
-
-from training.kernels import discounted_sums
-
-
-def gae(
-    rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, both [B, R], 0
-    beyond the end.
-
-    The value after the last token is 0: an episode ends with its response.
-    """
-    values_BR = values_BR * mask_BR
-    deltas_BR = rewards_BR - values_BR
-    deltas_BR[:, :-1].add_(values_BR[:, 1:], alpha=gamma)
-    # Nothing comes from beyond the end, so nothing has to be masked afterwards.
-    advantages_BR = discounted_sums(deltas_BR.mul_(mask_BR), gamma * lam)
-    return advantages_BR, advantages_BR + values_BR
 
 
 def policy_losses(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:

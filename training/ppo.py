@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contracts.errors import InvalidInput
 from training.config import PpoConfig
 from training.data import PromptRow, TokenStream, fits, render, shuffled_batches
-from training.kernels import kl_rewards, masked_mean, whiten
+from training.kernels import gae, kl_rewards, masked_mean, whiten
 from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics
 from training.model import (
@@ -34,7 +34,6 @@ from training.model import (
 from training.objectives import (
     clipped,
     explained_variance,
-    gae,
     policy_losses,
     value_losses,
 )
@@ -187,9 +186,7 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
     rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, config.beta)
     if config.whiten_rewards:
         rewards_BR = whiten(rewards_BR, rollout.mask_BR, shift_mean=False)
-    advantages_BR, returns_BR = gae(
-        rewards_BR, values_BR, rollout.mask_BR, config.gamma, config.lam
-    )
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, config.gamma, config.lam)
     return Experience(
         rollout=rollout,
         old_logprobs_BR=logprobs_BR,

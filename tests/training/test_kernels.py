@@ -11,10 +11,11 @@ from torch import Tensor
 
 from training.kernels import (
     Impl,
-    discounted_sums,
+    gae,
     kl_rewards,
     logits_gradient_,
     ranking_loss,
+    reference,
     statistics_,
     whiten,
 )
@@ -92,15 +93,34 @@ def test_rows_of_many_blocks_and_extreme_logits(impl: Impl) -> None:
 
 
 @both
-@pytest.mark.parametrize("width", [1, 31, 32, 33, 600])
-def test_discounted_sums_are_those_of_a_loop(width: int, impl: Impl) -> None:
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 600])
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 1.0), (0.97, 0.0)])
+def test_gae_is_that_of_a_loop(width: int, gamma: float, lam: float, impl: Impl) -> None:
     torch.manual_seed(1)
-    x_BR, expected_BR = torch.randn(2, width), torch.zeros(2, width, dtype=torch.float64)
-    running_B = torch.zeros(2, dtype=torch.float64)
+    rewards_BR, values_BR = torch.randn(2, width), torch.randn(2, width)
+    expected_BR = torch.zeros(2, width, dtype=torch.float64)
+    running_B = following_B = torch.zeros(2, dtype=torch.float64)
     for t in reversed(range(width)):
-        running_B = x_BR[:, t].double() + 0.95 * running_B
-        expected_BR[:, t] = running_B
-    close(discounted_sums(x_BR, 0.95, impl), expected_BR)
+        reward_B, value_B = rewards_BR[:, t].double(), values_BR[:, t].double()
+        running_B = reward_B + gamma * following_B - value_B + gamma * lam * running_B
+        expected_BR[:, t], following_B = running_B, value_B
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, gamma, lam, impl)
+    close(advantages_BR, expected_BR)
+    close(returns_BR, expected_BR + values_BR.double())
+
+
+@pytest.mark.parametrize("scanned", [1, 40, 1 << 18])
+def test_gae_of_many_rows_is_that_of_each(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "SCANNED", scanned)
+    torch.manual_seed(6)
+    rewards_BR, values_BR = torch.randn(5, 20), torch.randn(5, 20)
+    before = rewards_BR.clone(), values_BR.clone()
+    whole = gae(rewards_BR, values_BR, 1.0, 0.95, "eager")
+    for b in range(5):
+        alone = gae(rewards_BR[b : b + 1], values_BR[b : b + 1], 1.0, 0.95, "eager")
+        for together, own in zip(whole, alone, strict=True):
+            close(together[b : b + 1], own.double())
+    assert torch.equal(rewards_BR, before[0]) and torch.equal(values_BR, before[1])
 
 
 @both

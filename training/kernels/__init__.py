@@ -16,8 +16,8 @@ Impl = Literal["eager", "triton"]
 
 __all__ = [
     "Impl",
-    "discounted_sums",
     "entropies",
+    "gae",
     "kl_rewards",
     "logits_gradient_",
     "masked_mean",
@@ -61,13 +61,19 @@ def logits_gradient_(
     return softmax.logits_gradient_(logits_CV, targets_C, normaliser_C, slopes_C)
 
 
-def discounted_sums(x_BR: Tensor, decay: float, impl: Impl | None = None) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1], along the last axis, float32 [B, R]: the scan of GAE."""
-    if _eager(impl, x_BR):
-        return reference.discounted_sums(x_BR, decay)
+def gae(
+    rewards_BR: Tensor, values_BR: Tensor, gamma: float, lam: float, impl: Impl | None = None
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, float32 [B, R].
+
+    Rewards and values must be 0 beyond the end of a response, where the results are 0 then. An
+    episode ends with its response: the value after the last token is 0.
+    """
+    if _eager(impl, rewards_BR):
+        return reference.gae(rewards_BR, values_BR, gamma, lam)
     from training.kernels import scan
 
-    return scan.discounted_sums(x_BR, decay)
+    return scan.gae(rewards_BR, values_BR, gamma, lam)
 
 
 def whiten(

@@ -4,14 +4,15 @@ Shapes: B sequences of R response tokens, right-padded; K ranked responses of on
 of a chunk, V vocabulary. A mask is True at real tokens.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of the scan: a block is one product with a triangular matrix.
-BLOCK = 32
+# Of the scan: a block is one product with a triangular matrix, and so many tokens fit the cache.
+BLOCK, SCANNED = 16, 1 << 18
 
 
 def statistics_(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,28 +38,46 @@ def entropies(logits_CV: Tensor) -> Tensor:
     return entropies_C
 
 
-def discounted_sums(x_BR: Tensor, decay: float) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1], along the last axis; float32 [B, R].
+def gae(rewards_BR: Tensor, values_BR: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """See `kernels.gae`, by way of the returns, which are one scan of what is known:
+    G[t] = r[t] + gamma * ((1 - lam) * V[t + 1] + lam * G[t + 1]).
 
-    A block is one product with a triangular matrix of powers; what a block passes on to those
-    before it is a scan again, over the blocks.
+    A few rows at a time, so that what lies between two steps stays in the cache.
+    """
+    advantages_BR, returns_BR = rewards_BR.new_empty(2, *rewards_BR.shape)
+    rows = max(1, SCANNED // max(1, rewards_BR.shape[1]))
+    for start in range(0, len(rewards_BR), rows):
+        at = slice(start, start + rows)
+        known_BR = rewards_BR[at].clone()
+        known_BR[:, :-1].add_(values_BR[at, 1:], alpha=gamma * (1 - lam))
+        returns_BR[at] = _discounted_sums_(known_BR, gamma * lam)
+        torch.sub(returns_BR[at], values_BR[at], out=advantages_BR[at])
+    return advantages_BR, returns_BR
+
+
+def _discounted_sums_(x_BR: Tensor, decay: float) -> Tensor:
+    """y[t] = x[t] + decay * y[t + 1], along the last axis; x may be overwritten.
+
+    A block is one product with a triangular matrix of powers. What comes from behind a block is a
+    scan again, over the blocks, and enters with its last token.
     """
     rows, width = x_BR.shape
     if width <= BLOCK:
         return x_BR @ _powers(width, decay)
     padded = -(-width // BLOCK) * BLOCK
     x_BR = x_BR if padded == width else F.pad(x_BR, (0, padded - width))
-    y_BNS = (x_BR.reshape(-1, BLOCK) @ _powers(BLOCK, decay)).view(rows, -1, BLOCK)
-    from_BN = discounted_sums(y_BNS[:, :, 0].contiguous(), decay**BLOCK)
-    reach_S = decay ** torch.arange(BLOCK, 0, -1, dtype=torch.float32)
-    y_BNS[:, :-1].addcmul_(from_BN[:, 1:, None], reach_S)
-    return y_BNS.view(rows, padded)[:, :width]
+    x_NS, powers = x_BR.view(-1, BLOCK), _powers(BLOCK, decay)
+    from_BN = _discounted_sums_((x_NS @ powers[:, 0]).view(rows, -1), decay**BLOCK)
+    x_BR.view(rows, -1, BLOCK)[:, :-1, -1].add_(from_BN[:, 1:], alpha=decay)
+    return (x_NS @ powers).view(rows, padded)[:, :width]
 
 
+@functools.lru_cache(maxsize=64)
 def _powers(size: int, decay: float) -> Tensor:
-    """decay^(s - t) at (s, t) for s >= t, 0 above."""
+    """decay^(s - t) at (s, t) for s >= t, 0 above; its columns are contiguous."""
     at = torch.arange(size)
-    return torch.where(at[:, None] >= at, decay ** (at[:, None] - at).clamp(min=0).float(), 0.0)
+    powers = torch.where(at >= at[:, None], decay ** (at - at[:, None]).clamp(min=0).float(), 0.0)
+    return powers.T
 
 
 def masked_mean(values_BR: Tensor, mask_BR: Tensor) -> Tensor:

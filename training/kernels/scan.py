@@ -1,4 +1,4 @@
-"""The scan of GAE: one program a row, from the end to the start, a block of tokens at a time."""
+"""GAE as a scan in one launch: one program a row, from its end on, a block of tokens at a time."""
 
 import torch
 import triton
@@ -8,12 +8,12 @@ from torch import Tensor
 BLOCK = 256
 
 
-def discounted_sums(x_BR: Tensor, decay: float) -> Tensor:
-    x_BR = x_BR.contiguous()
-    rows, width = x_BR.shape
-    sums_BR = torch.empty_like(x_BR)
-    _scan[(rows,)](x_BR, sums_BR, width, decay, BLOCK)
-    return sums_BR
+def gae(rewards_BR: Tensor, values_BR: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    rewards_BR, values_BR = rewards_BR.contiguous(), values_BR.contiguous()
+    rows, width = rewards_BR.shape
+    advantages_BR, returns_BR = torch.empty_like(rewards_BR), torch.empty_like(rewards_BR)
+    _gae[(rows,)](rewards_BR, values_BR, advantages_BR, returns_BR, width, gamma, lam, BLOCK)
+    return advantages_BR, returns_BR
 
 
 @triton.jit
@@ -23,14 +23,20 @@ def _join(decay_a, sum_a, decay_b, sum_b):
 
 
 @triton.jit
-def _scan(x, sums, width, decay, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _gae(rewards, values, advantages, returns, width, gamma, lam, BLOCK: tl.constexpr):
+    start_of_row = tl.program_id(0).to(tl.int64) * width
+    order = tl.arange(0, BLOCK)
     carry = 0.0
     for start in range(0, width, BLOCK):
         # Counted from the end, so that the scan runs forward.
-        at = width - 1 - start - tl.arange(0, BLOCK)
-        value = tl.load(x + row * width + at, mask=at >= 0, other=0.0)
-        powers, inner = tl.associative_scan((tl.zeros_like(value) + decay, value), 0, _join)
-        result = inner + powers * carry
-        tl.store(sums + row * width + at, result, mask=at >= 0)
-        carry = tl.sum(tl.where(tl.arange(0, BLOCK) == BLOCK - 1, result, 0.0), 0)
+        at = width - 1 - start - order
+        inside = at >= 0
+        place = start_of_row + at
+        value = tl.load(values + place, mask=inside, other=0.0)
+        following = tl.load(values + place + 1, mask=inside & (at + 1 < width), other=0.0)
+        delta = tl.load(rewards + place, mask=inside, other=0.0) + gamma * following - value
+        powers, inner = tl.associative_scan((tl.zeros_like(delta) + gamma * lam, delta), 0, _join)
+        advantage = inner + powers * carry
+        tl.store(advantages + place, advantage, mask=inside)
+        tl.store(returns + place, advantage + value, mask=inside)
+        carry = tl.sum(tl.where(order == BLOCK - 1, advantage, 0.0), 0)
