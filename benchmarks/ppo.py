@@ -74,7 +74,7 @@ def ours(precision: Precision, mix: bool) -> Run:
     size = EPISODES // MINIBATCHES
     clock = Clock()
     clock.start()
-    experience = evaluate_rollout(config, nets, rollout)
+    experience = evaluate_rollout(config, nets, rollout, BETA)
     for i in range(MINIBATCHES):
         indices = list(range(i * size, (i + 1) * size))
         update(config, nets, experience, indices, text_PT[indices])

@@ -4,9 +4,11 @@ in comments.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16"]
+# The largest error, as a share of the target, that the adaptive KL controller acts on.
+KL_ERROR = 0.2
 
 
 class StageConfig(BaseModel):
@@ -84,7 +86,13 @@ class PpoConfig(StageConfig):
     gamma: float = 1.0
     lam: float = 0.95
     # Weight of the per-token KL penalty against the SFT policy, in reward units per nat.
+    # With an adaptive controller, where it begins.
     beta: float = Field(default=0.02, ge=0)
+    # Adaptive: beta moves until the mean KL to the SFT policy is `kl_target` nats per response, the
+    # slower the more episodes `kl_horizon` counts (arXiv 1909.08593, 2.2).
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: float = Field(default=6.0, gt=0)
+    kl_horizon: int = Field(default=10_000, ge=1)
     # Stop when the mean KL of a batch to the SFT policy exceeds this many nats per response.
     kl_budget: float = Field(default=float("inf"), gt=0)
     # Multiplies the mean negative log-likelihood per pretraining token.
@@ -99,6 +107,16 @@ class PpoConfig(StageConfig):
     adam_eps: float = 1e-5
     max_prompt_tokens: int = 1024
     max_response_tokens: int = Field(default=1024, ge=1)
+
+    @model_validator(mode="after")
+    def _beta_stays_positive(self) -> "PpoConfig":
+        if self.kl_controller == "adaptive":
+            if self.beta == 0:
+                raise ValueError("beta: expected > 0 for an adaptive controller to move, got 0")
+            if self.kl_horizon <= KL_ERROR * self.batch:
+                expected = f"more than {KL_ERROR} of a batch of {self.batch} episodes"
+                raise ValueError(f"kl_horizon: expected {expected}, got {self.kl_horizon}")
+        return self
 
 
 class GateConfig(BaseModel):

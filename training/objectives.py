@@ -1,29 +1,37 @@
-"""Pure maths of PPO beside the kernels: the clipped losses, explained variance.
+"""What PPO steers by: the weight of the KL penalty, and how well the value network predicts.
 
 Shapes: B sequences, R response tokens (right-padded). A mask is True at real tokens.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-
-def policy_losses(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7) of every token, any shape."""
-    ratio = torch.exp(logprobs - old)
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+from training.config import KL_ERROR, PpoConfig
 
 
-def clipped(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """Where `policy_losses` has no gradient, because the clipped loss is the larger one."""
-    return torch.where(advantages > 0, ratio > 1 + clip, (ratio < 1 - clip) & (advantages < 0))
-
-
-def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """0.5 * max(squared error, squared error of the value clipped around the old), of every token,
-    any shape.
+class KlController:
+    """The weight `beta` of the KL penalty: fixed, or moved after every batch so that the mean KL to
+    the reference comes near a target, in nats per response (Ziegler et al., arXiv 1909.08593, 2.2).
     """
-    near = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+    def __init__(self, config: PpoConfig) -> None:
+        self.beta = config.beta
+        self._config = config
+
+    def update(self, kl: float, episodes: int) -> None:
+        """A batch of `episodes` had this mean KL. By target and horizon, with the error
+        e = clip(kl / target - 1, -0.2, 0.2): beta <- beta * (1 + e * episodes / horizon).
+        """
+        if self._config.kl_controller == "adaptive":
+            error = min(max(kl / self._config.kl_target - 1, -KL_ERROR), KL_ERROR)
+            self.beta *= 1 + error * episodes / self._config.kl_horizon
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.beta = state["beta"]
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:

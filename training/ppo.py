@@ -19,7 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contracts.errors import InvalidInput
 from training.config import PpoConfig
 from training.data import PromptRow, TokenStream, fits, render, shuffled_batches
-from training.kernels import gae, kl_rewards, masked_mean, whiten
+from training.kernels import (
+    clipped,
+    gae,
+    kl_rewards,
+    masked_mean,
+    policy_losses,
+    value_losses,
+    whiten,
+)
 from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics
 from training.model import (
@@ -31,12 +39,7 @@ from training.model import (
     packed_loss,
     save_policy,
 )
-from training.objectives import (
-    clipped,
-    explained_variance,
-    policy_losses,
-    value_losses,
-)
+from training.objectives import KlController, explained_variance
 from training.optimizer import adam, autocast, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
@@ -98,6 +101,7 @@ def train_ppo(
     stream = TokenStream(documents, tokenizer.eos_token_id, config.ptx_row_tokens, config.seed)
     policy_optimizer = adam(nets.policy.parameters(), config.policy_rate, config.adam_eps)
     value_optimizer = adam(nets.value.parameters(), config.value_rate, config.adam_eps)
+    controller = KlController(config)
     rng = random.Random(config.seed)
     queue: list[list[int]] = []
 
@@ -115,7 +119,7 @@ def train_ppo(
         rollout = pack(batch, [s[0] for s in samples])
 
         # 3. Score, KL reward, advantages: once per rollout.
-        experience = evaluate_rollout(config, nets, rollout)
+        experience = evaluate_rollout(config, nets, rollout, controller.beta)
         if experience.kl > config.kl_budget:
             metrics.write(iteration, kl=experience.kl, reward=experience.scores_B.mean().item())
             break
@@ -133,9 +137,10 @@ def train_ppo(
                 step(nets.policy, policy_optimizer, config.max_grad_norm)
                 step(nets.value, value_optimizer, config.max_grad_norm)
 
-        # 5. Average the weights, write what happened.
+        # 5. Average the weights, write what happened, move beta.
         average_weights(average, nets.policy, config.ema)
-        metrics.write(iteration, **figures(experience), **mean_of(steps), beta=config.beta)
+        metrics.write(iteration, **figures(experience), **mean_of(steps), beta=controller.beta)
+        controller.update(experience.kl, len(rollout))
 
     save_policy(average, tokenizer, folder)
 
@@ -167,7 +172,9 @@ def usable_prompts(
 
 
 @torch.no_grad()
-def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Experience:
+def evaluate_rollout(
+    config: PpoConfig, nets: Networks, rollout: Rollout, beta: float
+) -> Experience:
     """Scores, log-probs, values, advantages and returns of a rollout, before any update."""
     shape = rollout.mask_BR.shape
     logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
@@ -183,7 +190,7 @@ def evaluate_rollout(config: PpoConfig, nets: Networks, rollout: Rollout) -> Exp
             values_BR[places] = nets.value.scores(packed, at_M)
             scores_B[part] = nets.reward.scores(packed, packed.ends)
     scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
-    rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, config.beta)
+    rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, beta)
     if config.whiten_rewards:
         rewards_BR = whiten(rewards_BR, rollout.mask_BR, shift_mean=False)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, config.gamma, config.lam)

@@ -1,5 +1,6 @@
 """Each operation, eager and in Triton, against float64: values, gradients, and what it may err."""
 
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from training.kernels import (
     gae,
     kl_rewards,
     logits_gradient_,
+    policy_losses,
     ranking_loss,
     reference,
     statistics_,
+    value_losses,
     whiten,
 )
 from training.kernels.linear_logprob import linear_logprob_loss, linear_logprobs
@@ -146,6 +149,38 @@ def test_kl_rewards_of_ragged_rows(impl: Impl) -> None:
     for b, length in enumerate((700, 1, 513)):
         expected[b, length - 1] += scores_B[b]
     close(kl_rewards(scores_B, logprobs_BR, ref_BR, mask_BR, 0.3, impl), expected)
+
+
+def clipped_by_hand(kind: str, new: float, old: float, target: float, clip: float) -> list[float]:
+    """The loss of one token and its slope, in the words of the two papers."""
+    if kind == "policy":
+        ratio = math.exp(new - old)
+        if (ratio > 1 + clip and target > 0) or (ratio < 1 - clip and target < 0):
+            return [-target * min(max(ratio, 1 - clip), 1 + clip), 0.0]
+        return [-target * ratio, -target * ratio]
+    near = min(max(new, old - clip), old + clip)
+    if abs(near - target) > abs(new - target):
+        return [0.5 * (near - target) ** 2, 0.0]
+    return [0.5 * (new - target) ** 2, new - target]
+
+
+@both
+@pytest.mark.parametrize("kind", ["policy", "value"])
+def test_clipped_losses_and_slopes_of_every_token(kind: str, impl: Impl) -> None:
+    torch.manual_seed(7)
+    old_N, target_N = torch.randn(1500), torch.randn(1500) * 3
+    # Inside the clip, at both its sides and far outside; some advantages are 0.
+    new_N = (old_N + torch.randn(1500) * 0.5).requires_grad_()
+    target_N[:50] = 0.0
+    weight_N = torch.randn(1500)
+    losses = policy_losses if kind == "policy" else value_losses
+    ours_N = losses(new_N, old_N, target_N, 0.2, impl)
+    [slopes_N] = torch.autograd.grad((ours_N * weight_N).sum(), new_N)
+    rows = zip(new_N.tolist(), old_N.tolist(), target_N.tolist(), strict=True)
+    truth = torch.tensor([clipped_by_hand(kind, *row, 0.2) for row in rows], dtype=torch.float64)
+    assert 200 < int((truth[:, 1] == 0).sum()) < 1300
+    close(ours_N, truth[:, 0])
+    close(slopes_N, truth[:, 1] * weight_N)
 
 
 @both

@@ -4,15 +4,20 @@ from itertools import combinations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from training.kernels import gae, kl_rewards, ranking_loss, whiten
-from training.objectives import (
+from training.config import PpoConfig
+from training.kernels import (
     clipped,
-    explained_variance,
+    gae,
+    kl_rewards,
     policy_losses,
+    ranking_loss,
     value_losses,
+    whiten,
 )
+from training.objectives import KlController, explained_variance
 
 
 def full(rows: list[list[float]]) -> Tensor:
@@ -168,3 +173,41 @@ def test_explained_variance(values: list[float], expected: float) -> None:
         torch.tensor([[*values, 9.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0, -9.0]]), mask_BR
     )
     assert got == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kl", "episodes", "expected"),
+    [
+        # On target nothing moves. 10 % above it: 0.1 * (1 + 0.1 * 500 / 10000).
+        (6.0, 500, 0.1),
+        (6.6, 500, 0.1005),
+        (5.4, 500, 0.0995),
+        # Errors beyond 20 % count as 20 %.
+        (60.0, 1000, 0.102),
+        (0.0, 1000, 0.098),
+    ],
+)
+def test_the_adaptive_controller_moves_beta_towards_its_target(
+    kl: float, episodes: int, expected: float
+) -> None:
+    controller = KlController(PpoConfig(beta=0.1, kl_controller="adaptive"))
+    controller.update(kl, episodes)
+    assert controller.beta == pytest.approx(expected, rel=1e-9)
+    again = KlController(PpoConfig(beta=0.5, kl_controller="adaptive"))
+    again.load_state_dict(controller.state_dict())
+    assert again.beta == controller.beta
+
+
+def test_the_fixed_controller_keeps_beta() -> None:
+    controller = KlController(PpoConfig(beta=0.1))
+    controller.update(60.0, 512)
+    assert controller.beta == 0.1
+
+
+def test_an_adaptive_beta_can_neither_begin_at_nothing_nor_change_its_sign() -> None:
+    with pytest.raises(ValidationError, match="beta: expected > 0"):
+        PpoConfig(beta=0, kl_controller="adaptive")
+    # An error of 20 % over 50 episodes and a horizon of 10 would multiply beta by 1 - 1.
+    with pytest.raises(ValidationError, match="kl_horizon: expected more than 0.2 of a batch"):
+        PpoConfig(kl_controller="adaptive", batch=50, kl_horizon=10)
+    assert PpoConfig(kl_controller="adaptive", batch=50, kl_horizon=11).kl_horizon == 11

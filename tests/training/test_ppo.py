@@ -89,7 +89,7 @@ def nets(world: World) -> Networks:
 def experience(world: World, nets: Networks) -> Experience:
     ids = usable_prompts(SMALL, load_tokenizer(world.sft), prompts(16))
     samples = TorchSampler(world.sft).sample(ids, 8, seed=1)
-    return evaluate_rollout(SMALL, nets, pack(ids, [s[0] for s in samples]))
+    return evaluate_rollout(SMALL, nets, pack(ids, [s[0] for s in samples]), SMALL.beta)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_rewards_come_from_the_shifted_score_at_the_last_token(
 def test_a_return_is_the_discounted_score(nets: Networks, experience: Experience) -> None:
     # Policy and reference agree here, so the score at the last token is the only reward.
     config = configured(gamma=0.9, lam=1.0, whiten_rewards=False)
-    again = evaluate_rollout(config, nets, experience.rollout)
+    again = evaluate_rollout(config, nets, experience.rollout, config.beta)
     for b, mask_R in enumerate(again.rollout.mask_BR):
         length, score = int(mask_R.sum()), again.scores_B[b].item()
         expected = [score * 0.9 ** (length - 1 - t) for t in range(length)]
@@ -190,7 +190,7 @@ def test_a_return_is_the_discounted_score(nets: Networks, experience: Experience
 def test_a_value_belongs_to_the_state_before_its_token(nets: Networks) -> None:
     def values(response: tuple[int, ...]) -> list[float]:
         episode = pack([[5, 6, 7]], [Sampled(response, (0.0, 0.0), True)])
-        found: list[float] = evaluate_rollout(SMALL, nets, episode).old_values_BR[0].tolist()
+        found: list[float] = evaluate_rollout(SMALL, nets, episode, 0.1).old_values_BR[0].tolist()
         return found
 
     before = values((8, 9))
@@ -218,7 +218,7 @@ def test_a_response_that_never_stops_gets_the_fixed_reward(nets: Networks) -> No
     rollout = pack(
         [[5, 6]] * 2, [Sampled((7, 8, 0), (0.0,) * 3, finished=f) for f in (True, False)]
     )
-    scores_B = evaluate_rollout(configured(unfinished_reward=-3.5), nets, rollout).scores_B
+    scores_B = evaluate_rollout(configured(unfinished_reward=-3.5), nets, rollout, 0.1).scores_B
     assert scores_B[1].item() == -3.5
     assert scores_B[0].item() != -3.5
 
@@ -260,6 +260,17 @@ def test_the_kl_budget_stops_the_run(world: World, tmp_path: Path) -> None:
     assert rows[-1]["kl"] > 0.3
     assert all(row["kl"] <= 0.3 for row in rows[:-1])
     assert "policy_loss" not in rows[-1]
+
+
+def test_an_adaptive_beta_holds_the_kl_near_its_target(world: World, tmp_path: Path) -> None:
+    changes = {"episodes": 32 * 14, "policy_rate": 2e-3, "beta": 0.01}
+    free = run(world, tmp_path / "fixed", **changes)
+    adaptive = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 8}
+    held = run(world, tmp_path / "adaptive", **changes, **adaptive)
+    assert {row["beta"] for row in free} == {0.01}
+    assert [row["kl"] for row in held[:2]] == [row["kl"] for row in free[:2]]
+    assert held[-1]["beta"] > 5 * 0.01
+    assert sum(r["kl"] for r in held[-3:]) < 0.6 * sum(r["kl"] for r in free[-3:])
 
 
 def test_the_same_seed_gives_the_same_policy(world: World, tmp_path: Path) -> None:
@@ -310,6 +321,8 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     assert (config.episodes, config.batch, config.minibatch) == (256_000, 512, 64)
     assert (config.inner_epochs, config.clip, config.gamma, config.lam) == (1, 0.2, 1.0, 0.95)
     assert (config.beta, config.ema, config.value_rate) == (0.02, 0.992, 9e-6)
+    # The adaptive controller's are of lm-human-preferences.
+    assert (config.kl_controller, config.kl_target, config.kl_horizon) == ("fixed", 6.0, 10_000)
     assert (config.ptx_coefficient, config.ptx_examples_per_episode) == (27.8, 8)
     assert (config.warmup_iterations, config.adam_eps) == (10, 1e-5)
 

@@ -10,20 +10,23 @@ from typing import Literal
 from torch import Tensor
 
 from training.kernels import reference
-from training.kernels.reference import entropies, masked_mean, strict_pairs
+from training.kernels.reference import clipped, entropies, masked_mean, strict_pairs
 
 Impl = Literal["eager", "triton"]
 
 __all__ = [
     "Impl",
+    "clipped",
     "entropies",
     "gae",
     "kl_rewards",
     "logits_gradient_",
     "masked_mean",
+    "policy_losses",
     "ranking_loss",
     "statistics_",
     "strict_pairs",
+    "value_losses",
     "whiten",
 ]
 
@@ -105,6 +108,30 @@ def kl_rewards(
     from training.kernels import kl_reward
 
     return kl_reward.kl_rewards(scores_B, logprobs_BR, ref_logprobs_BR, mask_BR, beta)
+
+
+def policy_losses(
+    logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float, impl: Impl | None = None
+) -> Tensor:
+    """PPO's clipped surrogate (arXiv 1707.06347, equation 7) of every token, any shape."""
+    if _eager(impl, logprobs):
+        return reference.policy_losses(logprobs, old, advantages, clip)
+    from training.kernels import clipping
+
+    return clipping.policy_losses(logprobs, old, advantages, clip)
+
+
+def value_losses(
+    values: Tensor, old: Tensor, returns: Tensor, clip: float, impl: Impl | None = None
+) -> Tensor:
+    """0.5 * max(squared error, squared error of the value clipped around the old), of every token,
+    any shape.
+    """
+    if _eager(impl, values):
+        return reference.value_losses(values, old, returns, clip)
+    from training.kernels import clipping
+
+    return clipping.value_losses(values, old, returns, clip)
 
 
 def ranking_loss(

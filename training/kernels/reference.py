@@ -80,6 +80,23 @@ def _powers(size: int, decay: float) -> Tensor:
     return powers.T
 
 
+def policy_losses(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """See `kernels.policy_losses`."""
+    ratio = torch.exp(logprobs - old)
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clipped(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Where `policy_losses` has no gradient, because the clipped loss is the larger one."""
+    return torch.where(advantages > 0, ratio > 1 + clip, (ratio < 1 - clip) & (advantages < 0))
+
+
+def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """See `kernels.value_losses`."""
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
 def masked_mean(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """Mean over the real tokens of the whole batch."""
     return (values_BR * mask_BR).sum() / mask_BR.sum().clamp(min=1)
