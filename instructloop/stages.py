@@ -1,4 +1,6 @@
-"""Steps of a run, each done once: what is finished stays, what was interrupted starts over."""
+"""Steps of a run, each done once: what is finished stays, what was interrupted starts over or goes
+on from its checkpoint.
+"""
 
 import json
 import shutil
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.artifact import write_text_durably
+from training.checkpoint import CHECKPOINTS
 
 RESULT, IDENTITY = "result.json", "identity.json"
 Say = Callable[[str], None]
@@ -51,18 +54,18 @@ class Stages:
 
     def run(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """`work(folder)` fills a folder and returns its figures (JSON); skipped if the stage is
-        done.
+        done. What it left in the folder's `checkpoint` when it was interrupted is there again.
 
         The figures come back with `seconds` added, from disk if the stage was done before.
         """
         if not self.done(name):
             self._say(f"{name} ...")
             aside = self.folder / f".{name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            _empty(aside)
             started = time.perf_counter()
             figures = work(aside)
             figures = {**figures, "seconds": round(time.perf_counter() - started, 2)}
+            shutil.rmtree(aside / CHECKPOINTS, ignore_errors=True)
             write_text_durably(aside / RESULT, json.dumps(figures, indent=1))
             aside.rename(self.folder / name)
         result = self.result(name)
@@ -76,3 +79,15 @@ class Stages:
             p.parent.name: {"seconds": json.loads(p.read_text(encoding="utf-8"))["seconds"]}
             for p in results
         }
+
+
+def _empty(folder: Path) -> None:
+    """A folder with nothing in it but its checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name == CHECKPOINTS:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

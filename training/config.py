@@ -20,6 +20,8 @@ class StageConfig(BaseModel):
     # bf16 runs the forward passes under autocast; weights and optimizer states stay float32.
     precision: Precision = "fp32"
     max_grad_norm: float = Field(default=1.0, gt=0)
+    # Steps from one checkpoint to the next, 0 for none; of PPO, iterations.
+    checkpoint_every: int = Field(default=100, ge=0)
 
 
 class PretrainConfig(StageConfig):
@@ -70,6 +72,7 @@ class RewardModelConfig(StageConfig):
 class PpoConfig(StageConfig):
     """PPO with the pretraining mix (3.5, C.3, C.4)."""
 
+    checkpoint_every: int = Field(default=10, ge=0)
     episodes: int = Field(default=256_000, ge=1)
     batch: int = Field(default=512, ge=1)
     minibatch: int = Field(default=64, ge=1)

@@ -6,6 +6,7 @@ Shapes: B sequences of T tokens, right-padded; R response tokens.
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,34 @@ def similar_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+class Order:
+    """The indices 0..count-1 drawn without end, each round of them in another random order."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self._start()
+
+    def _start(self) -> None:
+        self._taken, self._indices = 0, self._draw(random.Random(self._seed))
+
+    def _draw(self, rng: random.Random) -> Iterator[int]:
+        while True:
+            order = list(range(self._count))
+            rng.shuffle(order)
+            yield from order
+
+    def take(self, count: int) -> list[int]:
+        self._taken += count
+        return list(islice(self._indices, count))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._start()
+        self.take(state["taken"])
+
+
 class TokenStream:
     """Documents joined by the end-of-text token and cut into rows of `width` tokens, drawn without
     end.
@@ -138,15 +167,8 @@ class TokenStream:
                 "pretraining text", f"at least {width} tokens", f"{len(flat)} tokens"
             )
         self.rows_NT = torch.tensor(flat[: rows * width]).view(rows, width)
-        self._rng = random.Random(seed)
-        self._order = self._draw()
-
-    def _draw(self) -> Iterator[int]:
-        while True:
-            order = list(range(len(self.rows_NT)))
-            self._rng.shuffle(order)
-            yield from order
+        self.order = Order(rows, seed)
 
     def take(self, rows: int) -> Tensor:
         """The next rows, int64 [rows, width]."""
-        return self.rows_NT[[next(self._order) for _ in range(rows)]]
+        return self.rows_NT[self.order.take(rows)]

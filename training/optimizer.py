@@ -1,4 +1,4 @@
-"""Adam as the paper sets it, and the two rate schedules that its stages use."""
+"""Adam as the paper sets it, the two rate schedules of its stages, the average of weights."""
 
 import contextlib
 import math
@@ -23,6 +23,13 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) ->
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm.item()
+
+
+@torch.no_grad()
+def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average in float32: average = decay * average + (1 - decay) * model."""
+    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(new, 1 - decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training.checkpoint import Checkpoint, Stateful
 from training.config import PpoConfig
-from training.data import PromptRow, TokenStream, fits, render, shuffled_batches
+from training.data import Order, PromptRow, TokenStream, fits, render, shuffled_batches
 from training.kernels import (
     clipped,
     gae,
@@ -29,7 +30,7 @@ from training.kernels import (
     whiten,
 )
 from training.likelihood import accumulate_likelihood
-from training.metrics import Metrics
+from training.metrics import Metrics, mean_of
 from training.model import (
     RewardModel,
     load_policy,
@@ -40,7 +41,7 @@ from training.model import (
     save_policy,
 )
 from training.objectives import KlController, explained_variance
-from training.optimizer import adam, autocast, set_rate, step, warmup_share
+from training.optimizer import adam, autocast, average_weights, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
 
@@ -89,7 +90,8 @@ def train_ppo(
     """Train from the policy in `sft` against `reward_model`; save the averaged weights into the new
     folder `folder`.
 
-    `pretraining` are the documents of the ptx mix. Stops early when the KL budget is spent.
+    `pretraining` are the documents of the ptx mix. Stops early when the KL budget is spent. Goes on
+    from its checkpoint where there is one.
     """
     # 1. Models, prompts, optimizers.
     torch.manual_seed(config.seed)
@@ -101,21 +103,27 @@ def train_ppo(
     stream = TokenStream(documents, tokenizer.eos_token_id, config.ptx_row_tokens, config.seed)
     policy_optimizer = adam(nets.policy.parameters(), config.policy_rate, config.adam_eps)
     value_optimizer = adam(nets.value.parameters(), config.value_rate, config.adam_eps)
-    controller = KlController(config)
-    rng = random.Random(config.seed)
-    queue: list[list[int]] = []
+    controller, order = KlController(config), Order(len(prompt_ids), config.seed)
+    parts: dict[str, Stateful] = {
+        "policy": nets.policy,
+        "policy_optimizer": policy_optimizer,
+        "value": nets.value,
+        "value_optimizer": value_optimizer,
+        "average": average,
+        "controller": controller,
+        "prompts": order,
+        "text": stream.order,
+        "metrics": metrics,
+    }
+    iterations = max(1, config.episodes // config.batch)
+    progress = Checkpoint(folder, config, (prompt_ids, documents), parts)
 
-    for iteration in range(max(1, config.episodes // config.batch)):
+    for iteration in range(progress.restore(), iterations):
         # 2. Sample on the weights of this iteration.
-        while len(queue) < config.batch:
-            queue += [
-                prompt_ids[i] for batch in shuffled_batches(len(prompt_ids), 1, rng) for i in batch
-            ]
-        batch, queue = queue[: config.batch], queue[config.batch :]
+        seed = config.seed * 1_000_003 + iteration
+        batch = [prompt_ids[i] for i in order.take(config.batch)]
         sampler.load(nets.policy.state_dict())
-        samples = sampler.sample(
-            batch, config.max_response_tokens, config.seed * 1_000_003 + iteration
-        )
+        samples = sampler.sample(batch, config.max_response_tokens, seed)
         rollout = pack(batch, [s[0] for s in samples])
 
         # 3. Score, KL reward, advantages: once per rollout.
@@ -129,7 +137,7 @@ def train_ppo(
         learning = iteration >= config.value_warmup_iterations
         set_rate(policy_optimizer, config.policy_rate * share * learning)
         set_rate(value_optimizer, config.value_rate * share)
-        steps = []
+        steps, rng = [], random.Random(seed)
         for _ in range(config.inner_epochs):
             for indices in shuffled_batches(len(rollout), config.minibatch, rng):
                 rows_PT = stream.take(len(indices) * config.ptx_examples_per_episode)
@@ -141,6 +149,7 @@ def train_ppo(
         average_weights(average, nets.policy, config.ema)
         metrics.write(iteration, **figures(experience), **mean_of(steps), beta=controller.beta)
         controller.update(experience.kl, len(rollout))
+        progress.save(iteration + 1)
 
     save_policy(average, tokenizer, folder)
 
@@ -266,13 +275,6 @@ def surrogate_of(
     return policy_losses(logprobs_C, old_M[at], advantages_M[at], clip) / tokens
 
 
-@torch.no_grad()
-def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Exponential moving average in float32: average = decay * average + (1 - decay) * model."""
-    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(new, 1 - decay)
-
-
 def figures(experience: Experience) -> dict[str, float]:
     """What reward and loss curves alone do not show (recipe, detail 20)."""
     rollout, mask_BR = experience.rollout, experience.rollout.mask_BR
@@ -290,15 +292,4 @@ def figures(experience: Experience) -> dict[str, float]:
         ),
         "logprob_mismatch": masked_mean(mismatch_BR, mask_BR).item(),
         "logprob_mismatch_max": mismatch_BR[mask_BR].max().item(),
-    }
-
-
-def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over minibatches; extremes stay extremes."""
-    reduce = {"ratio_min": min, "ratio_max": max}
-    return {
-        name: reduce[name](s[name] for s in steps)
-        if name in reduce
-        else sum(s[name] for s in steps) / len(steps)
-        for name in steps[0]
     }

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from contracts.prompt import PLAIN_CHAT_TEMPLATE
+from training.checkpoint import Checkpoint, Stateful
 from training.config import PretrainConfig
 from training.data import TokenStream
 from training.metrics import Metrics
@@ -44,7 +45,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics: Metrics) -> None:
-    """Train tokenizer and model on `texts` and save both into the new folder `folder`."""
+    """Train tokenizer and model on `texts` and save both into the new folder `folder`.
+
+    Goes on from its checkpoint where there is one.
+    """
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts, config.vocab_size)
     model = LlamaForCausalLM(_llama(config, tokenizer))
@@ -52,7 +56,14 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
         tokenizer(list(texts))["input_ids"], tokenizer.eos_token_id, config.row_tokens, config.seed
     )
     optimizer = adam(model.parameters(), config.learning_rate)
-    for i in range(config.steps):
+    parts: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "text": stream.order,
+        "metrics": metrics,
+    }
+    progress = Checkpoint(folder, config, texts, parts)
+    for i in range(progress.restore(), config.steps):
         set_rate(
             optimizer,
             config.learning_rate * cosine_share(i, config.steps, 0.1, config.warmup_steps),
@@ -64,6 +75,7 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
         step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == config.steps - 1:
             metrics.write(i, loss=loss.item())
+        progress.save(i + 1)
     save_policy(model, tokenizer, folder)
 
 

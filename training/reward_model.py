@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training.checkpoint import Checkpoint, Stateful
 from training.config import Precision, RewardModelConfig
 from training.data import (
     RankedRow,
@@ -59,8 +60,8 @@ def train_reward_model(
 ) -> None:
     """Train on `rows`, starting from the policy in `parent`, and save into the new folder `folder`.
 
-    The mean score of `demonstrations` becomes the checkpoint's shift, so that they score 0 on
-    average.
+    The mean score of `demonstrations` becomes the model's shift, so that they score 0 on average.
+    Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed)
     tokenizer, model = load_tokenizer(parent), RewardModel.from_policy(parent)
@@ -82,8 +83,11 @@ def train_reward_model(
 
     size = config.prompts_per_batch
     batches = [b for _ in range(config.epochs) for b in shuffled_batches(len(ranked), size, rng)]
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "metrics": metrics}
+    progress = Checkpoint(folder, config, ranked, parts)
+    done = progress.restore()
     model.eval()  # no dropout
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(batches[done:], done):
         set_rate(
             optimizer,
             config.learning_rate * cosine_share(i, len(batches), config.final_rate_share),
@@ -91,6 +95,7 @@ def train_reward_model(
         figures = accumulate_gradients(model, [ranked[r] for r in batch], config.precision)
         norm = step(model, optimizer, config.max_grad_norm)
         metrics.write(i, **figures, grad_norm=norm)
+        progress.save(i + 1)
 
     model.shift += mean_score(model, zero)
     model.save(folder, tokenizer)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training.checkpoint import Checkpoint, Stateful
 from training.config import SftConfig
 from training.data import (
     SftRow,
@@ -50,7 +51,7 @@ def train_sft(
     """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`.
 
     Documents of `pretraining` are mixed in, so that PPO does not start from a policy that forgot
-    how to write (C.4).
+    how to write (C.4). Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed)
     tokenizer, model = load_tokenizer(parent), load_policy(parent)
@@ -67,7 +68,12 @@ def train_sft(
     batches = [
         b for _ in range(config.epochs) for b in shuffled_batches(len(pairs), config.batch, rng)
     ]
-    for i, batch in enumerate(batches):
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "metrics": metrics}
+    if stream is not None:
+        parts["text"] = stream.order
+    progress = Checkpoint(folder, config, (pairs, list(pretraining)), parts)
+    done = progress.restore()
+    for i, batch in enumerate(batches[done:], done):
         rate = config.learning_rate * cosine_share(i, len(batches), config.final_rate_share)
         set_rate(optimizer, rate)
         model.train()
@@ -80,6 +86,7 @@ def train_sft(
         norm = step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == len(batches) - 1:
             metrics.write(i, loss=loss, grad_norm=norm, rate=rate)
+        progress.save(i + 1)
     metrics.write(len(batches), validation_loss=_validate(model, held_out))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)

@@ -44,6 +44,23 @@ def test_an_interrupted_stage_leaves_nothing_and_starts_over(tmp_path: Path) -> 
     assert stages(tmp_path / "run").done("build")
 
 
+def test_an_interrupted_stage_finds_its_checkpoint(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> dict[str, int]:
+        (folder / "checkpoint").mkdir()
+        (folder / "checkpoint" / "model.pt").write_text("half the way")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages(tmp_path / "run").run("build", interrupted)
+
+    def whole(folder: Path) -> dict[str, int]:
+        assert (folder / "checkpoint" / "model.pt").read_text() == "half the way"
+        return {}
+
+    stages(tmp_path / "run").run("build", whole)
+    assert [p.name for p in (tmp_path / "run" / "build").iterdir()] == ["result.json"]
+
+
 def test_another_configuration_starts_over(tmp_path: Path) -> None:
     stages(tmp_path / "run", seed=1).run("build", lambda _: {"seed": 1})
     other = stages(tmp_path / "run", seed=2)

@@ -25,16 +25,14 @@ from training.evaluation.comparison import (
     reward_judge,
 )
 from training.gate import decide
-from training.metrics import Metrics, read_metrics
+from training.metrics import Metrics, mean_of, read_metrics
 from training.model import load_policy, load_tokenizer
-from training.optimizer import adam, warmup_share
+from training.optimizer import adam, average_weights, warmup_share
 from training.ppo import (
     Experience,
     Networks,
-    average_weights,
     evaluate_rollout,
     load_networks,
-    mean_of,
     train_ppo,
     update,
     usable_prompts,
