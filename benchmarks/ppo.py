@@ -1,10 +1,12 @@
-"""A PPO update on ragged episodes, with and without the pretraining mix, over TRL's without it."""
+"""A PPO update on ragged episodes, with and without the pretraining mix, over TRL's without it;
+and the rollouts before it.
+"""
 
 from functools import partial
 
 import torch
 
-from benchmarks import workloads
+from benchmarks import rollout, workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
 from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
@@ -55,7 +57,7 @@ def measure() -> list[Figure]:
             figure(f"{name}_over_trl_wall", ratios(runs["trl"], runs[name], "wall"), "x, wall s"),
             figure(f"{name}_episodes", [EPISODES / r["cpu"] for r in runs[name]], "episodes/CPU s"),
         ]
-    return figures
+    return [*figures, *rollout.measure()]
 
 
 def ours(precision: Precision, mix: bool) -> Run:

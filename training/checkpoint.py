@@ -64,7 +64,7 @@ class Checkpoint:
         return int(done)
 
     def save(self, done: int) -> None:
-        """Write the state after `done` steps, where it is time to."""
+        """Write the state after `done` steps, where it is time to. Raises OSError."""
         if self._every == 0 or done % self._every:
             return
         parts = {name: part.state_dict() for name, part in self._parts.items()}
@@ -77,6 +77,8 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             aside.rename(self.file)
+        except (OSError, RuntimeError) as e:  # torch hides the system's error behind its own
+            raise OSError(f"{self.file}: not written, what it held is still there") from e
         finally:
             aside.unlink(missing_ok=True)
         fsync(self.file.parent)

@@ -166,6 +166,20 @@ def test_what_goes_wrong_while_saving_leaves_the_last_checkpoint(
     assert_same(disturbed, peace)
 
 
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    model, config = torch.nn.Linear(100, 100), SftConfig(checkpoint_every=1)
+    checkpoint = Checkpoint(tmp_path / "a", config, [], {"model": model})
+    checkpoint.save(1)
+    before = model.weight.detach().clone()
+    # Where it writes aside, there is no room at all.
+    (tmp_path / "checkpoint/.a.pt").symlink_to("/dev/full")
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(OSError, match=r"checkpoint/a\.pt: not written"):
+        checkpoint.save(2)
+    assert checkpoint.restore() == 1
+    assert torch.equal(model.weight, before)
+
+
 def test_random_numbers_go_on(tmp_path: Path) -> None:
     config = SftConfig(checkpoint_every=1)
     Checkpoint(tmp_path / "a", config, [], {}).save(1)
