@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from contracts.errors import InstructloopError
 from contracts.prompt import PLAIN_CHAT_TEMPLATE
 
 Kind = Literal["completions", "chat"]
 Body = dict[str, Any]
 
+# Of every chunk of every stream: the standard library's takes five times as long.
+decoded = msgspec.json.Decoder().decode
+
 STAGING_POLL_S = 0.05
+DONE = "data: [DONE]\n\n"
 SHUTDOWN_S = 5.0
 FORGET_ATTEMPTS, FORGET_PAUSE_S = 20, 0.05
 
@@ -327,10 +333,10 @@ async def _chunks(events: AsyncGenerator[str, None]) -> AsyncGenerator[Body, Non
     """vLLM's server-sent events as bodies. An error in mid-stream raises EngineRefused."""
     async with aclosing(events) as lines:
         async for line in lines:
-            data = line.removeprefix("data: ").strip()
-            if data == "[DONE]":
+            if line == DONE:
                 return
-            chunk: Body = json.loads(data)
+            # From after "data: "; white space may follow.
+            chunk: Body = decoded(line[6:])
             if error := chunk.get("error"):
                 raise EngineRefused(error["message"], error["code"], error.get("param"))
             yield chunk
