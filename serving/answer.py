@@ -231,20 +231,19 @@ async def _patient(send: Send, bound_s: float) -> AsyncGenerator[Send, None]:
             waited += loop.time() - since
             since = None
 
-    def look() -> None:
-        nonlocal timer
-        left = bound_s - waited - (0.0 if since is None else loop.time() - since)
-        if left > 0:
-            timer = loop.call_later(left, look)
-        else:
-            until.reschedule(loop.time())
+    async def look() -> None:
+        left = bound_s
+        while left > 0:
+            await asyncio.sleep(left)
+            left = bound_s - waited - (0.0 if since is None else loop.time() - since)
+        until.reschedule(loop.time())
 
     async with asyncio.timeout(None) as until:
-        timer = loop.call_later(bound_s, look)
+        looking = asyncio.create_task(look())
         try:
             yield say
         finally:
-            timer.cancel()
+            looking.cancel()
 
 
 async def _chunks(

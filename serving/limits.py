@@ -23,7 +23,8 @@ from contracts.errors import InvalidInput, LimitReached
 
 log = logging.getLogger(__name__)
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A text's tokens before anyone has counted them: OpenAI's rule of thumb, 4 characters each.
 CHARACTERS_PER_TOKEN = 4
