@@ -27,7 +27,8 @@ class Principal:
     tokens_per_minute: int | None = None
 
 
-# From an `Authorization` header's value (or None) to the key's owner. Raises Unauthenticated.
+# From an `Authorization` header's value (or None) to the key's owner. Raises Unauthenticated. Asked
+# for every request, also on an event loop: it must not wait.
 Authenticate = Callable[[str | None], Principal]
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from contracts.access import (
     SCOPES,
@@ -64,7 +66,8 @@ class KeyInfo:
 
 
 class KeyStore:
-    """API keys in a SQLite file. Several processes may use it: each look-up reads the file.
+    """API keys in a SQLite file. Several processes may use it: each look-up reads the file, of
+    which SQLite's journal lets it read without waiting for a writer.
 
     Only the SHA-256 of a key is stored. A slow password hash would add nothing: a key is 256 random
     bits, which no dictionary holds and nobody can search through, and it would have to be computed
@@ -74,10 +77,11 @@ class KeyStore:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._migrate()
+        self._looks = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
 
     def create(
         self,
@@ -134,8 +138,8 @@ class KeyStore:
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthenticated("No API key: send it as `Authorization: Bearer il-...`.")
         statement = f"SELECT {COLUMNS} FROM keys WHERE sha256 = ? AND revoked IS NULL"  # noqa: S608
-        with self._lock:
-            row = self._db.execute(statement, (_digest(key.strip()),)).fetchone()
+        with self._looking:
+            row = self._looks.execute(statement, (_digest(key.strip()),)).fetchone()
         if row is None:
             raise Unauthenticated("The API key is unknown or revoked.")
         return _principal(row)
@@ -151,47 +155,45 @@ class KeyStore:
         self._db.execute("COMMIT")
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._looking:
+            self._looks.close()
             self._db.close()
 
 
-class Door:
+class Door(SecurityBase):
     """The dependency of every route: nobody comes in without a key, and no key opens all."""
 
     def __init__(self, authenticate: Authenticate, organization: str, limiter: Limiter) -> None:
         self._authenticate, self._organization = authenticate, organization
         self._limiter = limiter
+        self.model, self.scheme_name = HTTPBearer(description="An API key."), "key"
 
-    # A sync dependency runs on a thread: the key store reads a file.
-    def known(
-        self,
-        request: Request,
-        authorization: Annotated[str | None, Header()] = None,
-        openai_organization: Annotated[str | None, Header()] = None,
-        openai_project: Annotated[str | None, Header()] = None,
-    ) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
         """Who asks; the request counts against the key's limit. Raises LimitReached, and
         Unauthenticated, also where a header names what the key is not of.
         """
-        who = self._authenticate(authorization)
+        headers = request.headers
+        # On the event loop: it waits for nobody, and a thread would cost more than the look-up.
+        who = self._authenticate(headers.get("authorization"))
         visit = visit_of(request.scope)
         visit.facts |= {"key_id": who.key_id, "project": who.project}
-        if openai_organization not in (None, "", self._organization):
+        if headers.get("openai-organization") not in (None, "", self._organization):
             raise Unauthenticated(
                 "OpenAI-Organization header should match organization for API key",
                 "mismatched_organization",
             )
-        if openai_project not in (None, "", who.project):
+        if headers.get("openai-project") not in (None, "", who.project):
             raise Unauthenticated(
                 "OpenAI-Project header should match project for API key", "mismatched_project"
             )
-        visit.headers |= {"openai-project": who.project, **self._limiter.take_request(who)}
+        left = await self._limiter.aside(self._limiter.take_request, who)
+        visit.headers |= {"openai-project": who.project, **left}
         return who
 
     def opens(self, *scopes: Scope) -> Callable[..., Awaitable[Principal]]:
         """A dependency for routes that a key with any of `scopes` opens. Raises AccessDenied."""
 
-        async def allowed(who: Annotated[Principal, Depends(self.known)]) -> Principal:
+        async def allowed(who: Annotated[Principal, Depends(self)]) -> Principal:
             if who.scopes.isdisjoint(scopes):
                 raise AccessDenied(
                     "You have insufficient permissions for this operation. "

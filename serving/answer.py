@@ -1,13 +1,13 @@
 """Answer: one response by exactly one release, from the gate to its last byte."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -27,6 +27,8 @@ from serving.swap import WeightSwapper
 from serving.telemetry import Visit, visit_of
 
 log = logging.getLogger(__name__)
+
+encoded = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,7 @@ class Answer(Response):
                 await self._stream(_chunks(first, bodies), release, visit, send)
                 return
             body = await self._whole(first, release, visit)
-        said = json.dumps(body, ensure_ascii=False)
-        await Response(said, 200, media_type="application/json")(scope, receive, send)
+        await Response(encoded(body), 200, media_type="application/json")(scope, receive, send)
 
     async def _made(self, visit: Visit) -> AsyncGenerator[tuple[Release, Body], None]:
         """The body, or its chunks, with the release that makes them: all by the same one, because
@@ -137,17 +138,16 @@ class Answer(Response):
     async def _stream(
         self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit, send: Send
     ) -> None:
-        patient = _Patience(send, self._desk.stall_bound_s)
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         headers.append((b"cache-control", b"no-cache"))
         try:
-            await patient.send({"type": "http.response.start", "status": 200, "headers": headers})
-            async with aclosing(self._events(chunks, release, visit)) as events:
-                async for event in events:
-                    data = f"data: {event}\n\n".encode()
-                    part = {"type": "http.response.body", "body": data, "more_body": True}
-                    await patient.send(part)
-            await patient.send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with _patient(send, self._desk.stall_bound_s) as say:
+                await say({"type": "http.response.start", "status": 200, "headers": headers})
+                async with aclosing(self._events(chunks, release, visit)) as events:
+                    async for event in events:
+                        data = b"data: %b\n\n" % event
+                        await say({"type": "http.response.body", "body": data, "more_body": True})
+                await say({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             # The server closes the connection of a response that was left unfinished.
             visit.facts["error"] = "client too slow"
@@ -155,7 +155,7 @@ class Answer(Response):
 
     async def _events(
         self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[bytes, None]:
         ask, transcript, usage = self._ask, Transcript(self._ask.kind), None
         if self._desk.content_filter is not None:
             chunks = filtered_stream(chunks, self._desk.content_filter)
@@ -170,17 +170,17 @@ class Answer(Response):
                     said = public(
                         chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage
                     )
-                    yield json.dumps(said, ensure_ascii=False)
+                    yield encoded(said)
         except EngineRefused as e:  # the status is sent already, so the error is the last event
-            yield json.dumps(engine_error_body(e))
+            yield encoded(engine_error_body(e))
         except CutShort as e:
             visit.facts["error"] = "cut short"
-            yield json.dumps(error_body(503, str(e)))
+            yield encoded(error_body(503, str(e)))
         else:
             await self._settle(usage or {}, release, visit)
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)
-        yield "[DONE]"
+        yield b"[DONE]"
 
     async def _record(self, transcript: Transcript, release: Release) -> None:
         if self._ask.permit is not None:
@@ -196,9 +196,12 @@ class Answer(Response):
             visit.facts[name] = tokens
             self._desk.metrics.tokens.labels(release.id, name.removesuffix("_tokens")).inc(tokens)
         if ask.tokens_taken is not None and used > ask.tokens_taken:
-            await asyncio.to_thread(self._desk.limiter.settle, ask.who, ask.tokens_taken, used)
+            limiter = self._desk.limiter
+            await limiter.aside(limiter.settle, ask.who, ask.tokens_taken, used)
 
     def _count_filtered(self, body: Body, release: Release) -> None:
+        if self._desk.content_filter is None:
+            return
         cut = sum(choice.get("finish_reason") == FINISH for choice in body["choices"])
         if cut:
             self._desk.metrics.filtered.labels(release.id).inc(cut)
@@ -210,18 +213,37 @@ class Answer(Response):
         visit.facts["release"] = release.id
 
 
-class _Patience:
-    """Sends, and raises TimeoutError once a client has kept it waiting for `bound_s` in all."""
+@asynccontextmanager
+async def _patient(send: Send, bound_s: float) -> AsyncGenerator[Send, None]:
+    """A `send` that raises TimeoutError once a client has kept it waiting for `bound_s` in all.
 
-    def __init__(self, send: Send, bound_s: float) -> None:
-        self._send, self._left_s = send, bound_s
+    One timer for all that is sent: it looks again when the client's time could be up.
+    """
+    loop = asyncio.get_running_loop()
+    waited, since = 0.0, None
 
-    async def send(self, message: Message) -> None:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        async with asyncio.timeout(self._left_s):
-            await self._send(message)
-        self._left_s -= clock() - began
+    async def say(message: Message) -> None:
+        nonlocal waited, since
+        since = loop.time()
+        try:
+            await send(message)
+        finally:
+            waited += loop.time() - since
+            since = None
+
+    async def look() -> None:
+        left = bound_s
+        while left > 0:
+            await asyncio.sleep(left)
+            left = bound_s - waited - (0.0 if since is None else loop.time() - since)
+        until.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as until:
+        looking = asyncio.create_task(look())
+        try:
+            yield say
+        finally:
+            looking.cancel()
 
 
 async def _chunks(

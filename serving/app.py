@@ -99,7 +99,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(door.known)],
+        dependencies=[Depends(door)],
         # `name@release` and other ids hold what a redirect would spoil.
         redirect_slashes=False,
     )

@@ -1,11 +1,13 @@
 """Limiter: requests and tokens a minute for each key, counted in memory or in Redis."""
 
+import asyncio
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
@@ -20,6 +22,9 @@ from contracts.access import Principal
 from contracts.errors import InvalidInput, LimitReached
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A text's tokens before anyone has counted them: OpenAI's rule of thumb, 4 characters each.
 CHARACTERS_PER_TOKEN = 4
@@ -52,7 +57,7 @@ class Limiter:
         self, options: LimitOptions, name: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._options, self._name, self._clock = options, name, clock
-        redis = options.storage.startswith("redis")
+        self._remote = redis = options.storage.startswith("redis")
         bounds = {"socket_timeout": STORAGE_BOUND_S, "socket_connect_timeout": STORAGE_BOUND_S}
         storage = storage_from_string(
             options.storage, wrap_exceptions=True, **(bounds if redis else {})
@@ -62,6 +67,12 @@ class Limiter:
         self._lock = threading.Lock()
         # Requests that were let through because the storage did not answer.
         self.unlimited = 0
+
+    async def aside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A call of one of these methods from an event loop: on a thread where it may block."""
+        if self._remote:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        return call(*args, **kwargs)
 
     def take_request(self, who: Principal) -> dict[str, str]:
         """Count one request; the headers that say what is left. Raises LimitReached."""

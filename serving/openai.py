@@ -103,7 +103,8 @@ class _Clerk:
         asked = filled(kind, said | {"model": model})
         permit = await self._permit(kind, said, asked, request, who)
         cost = _cost(kind, asked)
-        left = await run_in_threadpool(self._desk.limiter.take_tokens, who, cost)
+        limiter = self._desk.limiter
+        left = await limiter.aside(limiter.take_tokens, who, cost)
         visit.headers |= left
         wants_token_ids = bool(said.get("return_token_ids"))
         # Only where they are needed: with them vLLM leaves the prompt out of an echo.

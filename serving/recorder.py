@@ -43,22 +43,21 @@ class Transcript:
 
     kind: Kind
     completion_id: str = ""
-    outputs: dict[int, pb.Output] = field(default_factory=dict)
+    choices: dict[int, list[Body]] = field(default_factory=dict)
 
     def add(self, body: Body) -> None:
-        """A body or a chunk as the engine gave it, with token ids."""
+        """A body or a chunk as the engine gave it, with token ids. It is not read before the end:
+        a stream has no time for it.
+        """
         self.completion_id = body["id"]
         for choice in body["choices"]:
-            output = self.outputs.setdefault(choice["index"], pb.Output(index=choice["index"]))
-            output.text += self._text(choice)
-            output.token_ids.extend(choice.get("token_ids") or ())
-            output.finish_reason = choice.get("finish_reason") or output.finish_reason
+            self.choices.setdefault(choice["index"], []).append(choice)
 
     def event_body(self, permit: Permit, release: Release) -> pb.Completion:
         return pb.Completion(
             completion_id=self.completion_id,
             prompt=permit.prompt,
-            outputs=[self.outputs[index] for index in sorted(self.outputs)],
+            outputs=[self._output(index) for index in sorted(self.choices)],
             sampling=permit.sampling,
             release_id=release.id,
             release_digest=release.artifact,
@@ -66,6 +65,15 @@ class Transcript:
             notice_version=permit.notice_version,
             metadata=permit.metadata,
             model=release.model,
+        )
+
+    def _output(self, index: int) -> pb.Output:
+        parts = self.choices[index]
+        return pb.Output(
+            index=index,
+            text="".join(map(self._text, parts)),
+            token_ids=[token for part in parts for token in part.get("token_ids") or ()],
+            finish_reason=next(filter(None, (p.get("finish_reason") for p in reversed(parts))), ""),
         )
 
     def _text(self, choice: Body) -> str:

@@ -3,10 +3,10 @@
 Every other field is refused by name: silently ignored, it would change the answer unseen.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.errors import InvalidInput
@@ -200,9 +200,9 @@ def parse(raw: bytes) -> Body:
     be logged.
     """
     try:
-        body = json.loads(raw)
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no half surrogate pair
-    except (ValueError, RecursionError):
+        # Refuses infinities, numbers out of range and halves of surrogate pairs too.
+        body = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InvalidInput("body", "valid JSON in UTF-8", "something else") from None
     if not isinstance(body, dict):
         raise InvalidInput("body", "a JSON object", type(body).__name__)

@@ -222,7 +222,7 @@ def test_client_that_does_not_read_holds_up_no_swap_and_gets_all_of_its_answer(
             read.set()
             await asking
             chunks = [part for part in sent if part.startswith(b"data: {")]
-            assert len(chunks) == 5 and all(b'"system_fingerprint": "r2"' in c for c in chunks)
+            assert len(chunks) == 5 and all(b'"system_fingerprint":"r2"' in c for c in chunks)
             assert b"error" not in b"".join(sent)
 
     asyncio.run(scene())
