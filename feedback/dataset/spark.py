@@ -3,6 +3,8 @@
 The workers need this code, and reach the log and the vault by the same names as the driver.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -24,6 +26,8 @@ class Spark:
 
     def __init__(self, reopen: Reopen, master: str) -> None:
         self._reopen = reopen
+        # The driver's Python, where the workers' is not said to be elsewhere.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         self._session = (
             SparkSession.builder.master(master)
             .appName("instructloop dataset")
