@@ -26,7 +26,7 @@ READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis check format lint types imports schema proto docs lock bench clean
+.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark check format lint types imports schema proto docs lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 kafka: setup kafkajars ## run a Kafka broker on this machine until Ctrl-C (PORT=9092)
 	@exec $(RUN) -m demo.broker $(PORT)
 
-test: setup chromium kafkajars kcat redis ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
+test: setup chromium kafkajars kcat redis spark ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
 
 check: lint types imports schema ## format, lint, types, imports and event schema
@@ -122,6 +122,11 @@ $(READY): requirements.lock | .uv/$(UV_VERSION)
 # without: its tests are skipped then, and fail where CI=true.
 chromium kcat:
 	@command -v $@ >/dev/null || $(call apt,$@)
+
+spark: setup
+	@$(RUN) -c "import pyspark" 2>/dev/null || $(UV) pip install --quiet --python $(RUN) "pyspark==4.3.0" || \
+	  echo "pyspark could not be installed; going on without"
+	command -v java >/dev/null || $(call apt,openjdk-17-jre-headless)
 
 redis:
 	@command -v redis-server >/dev/null || $(call apt,redis-server)

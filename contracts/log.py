@@ -14,6 +14,8 @@
   never committed. Which reader of a group takes which partition is up to the readers.
 - What cannot be read as an event of its topic is skipped by `read` and kept as a dead letter, with
   the reason. It is never dropped, and can be brought back once a reader understands it.
+- A consent that cannot be read may be a withdrawal: until it is brought back, `read` shows a
+  withdrawal of all purposes, by the person it was written for, in its place.
 - Nothing leaves a log by itself: `expire` drops what is older than a time, from the start on.
 """
 

@@ -15,6 +15,7 @@ from contracts.v1 import events_pb2 as pb
 from feedback import notice
 from feedback.consent import PURPOSES, ConsentLedger, ConsentState, ConsentStates
 from feedback.dataset.lineage import erase_texts, served_by, uses_of_person
+from feedback.dataset.segment import Outlines
 
 _STAMPER = Stamper("feedback")
 
@@ -62,6 +63,7 @@ class Rights:
             self._sink.erase(user_id)
             if self._registry is not None:
                 erase_texts(self._registry, user_id)
+                Outlines.below(self._registry).forget(user_id)
         return self.report(user_id)
 
     def report(self, user_id: str) -> dict[str, Any]:

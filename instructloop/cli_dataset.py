@@ -10,6 +10,9 @@ import typer
 from instructloop.options import LOG, REGISTRY, Data, Log, Registry
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from feedback.dataset.engine import Engine, Reopen
     from feedback.dataset.review import Waiting
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: what a model learned from.")
@@ -23,12 +26,19 @@ def build(
     config: Config = None,
     data: Data = None,
     like: Annotated[str | None, typer.Option(help="Dataset whose range of events to take.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
+    spark: Annotated[
+        str | None, typer.Option(help="Spark master, as spark://HOST:7077, in their place.")
+    ] = None,
 ) -> None:
     """Build the dataset of every event so far and print its digest."""
+    from functools import partial
+
     from contracts.release import ReleaseRegistry
     from feedback.dataset.build import build_dataset
     from feedback.dataset.lineage import manifest_of
     from feedback.dataset.review import Reviews
+    from feedback.dataset.segment import Outlines
     from feedback.dataset.settings import RuleSettings
     from feedback.vault import open_events
     from instructloop.version import code_version
@@ -42,15 +52,36 @@ def build(
     if like is not None:
         events = manifest_of(releases, like).events
         until = {t: {p: end for p, (_, end) in of.items()} for t, of in events.items()}
-    digest = build_dataset(
-        open_events(log),
-        releases.artifacts,
-        rules,
-        code_version(),
-        decisions=Reviews(releases).decisions(),
-        until=until,
-    )
+    with _engine(partial(open_events, log), processes, spark) as engine:
+        digest = build_dataset(
+            open_events(log),
+            releases.artifacts,
+            rules,
+            code_version(),
+            decisions=Reviews(releases).decisions(),
+            until=until,
+            engine=engine,
+            outlines=Outlines.below(releases),
+        )
     typer.echo(digest)
+
+
+def _engine(
+    reopen: "Reopen", processes: int, master: str | None
+) -> "AbstractContextManager[Engine | None]":
+    """None stands for this process alone."""
+    from contextlib import nullcontext
+
+    from contracts.errors import InvalidInput
+    from feedback.dataset.engine import Processes
+
+    if master is None:
+        return nullcontext() if processes == 1 else Processes(reopen, processes)
+    try:
+        from feedback.dataset.spark import Spark
+    except ImportError:
+        raise InvalidInput("--spark", "PySpark installed: instructloop[spark]", master) from None
+    return Spark(reopen, master)
 
 
 @app.command("show")

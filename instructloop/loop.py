@@ -16,6 +16,7 @@ from contracts.release import Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
 from feedback.dataset.review import Reviews
+from feedback.dataset.segment import Outlines
 from instructloop.config import RoundConfig
 from instructloop.stages import Stages
 from instructloop.text import hold_out
@@ -169,6 +170,7 @@ def _dataset(loop: Loop) -> str:
         loop.config.rules,
         loop.code_version,
         decisions=reviews.decisions(),
+        outlines=Outlines.below(loop.registry),
     )
     if waiting := reviews.waiting(digest):
         raise NotReviewed(digest, len(waiting))

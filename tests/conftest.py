@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from contracts.release import Release, ReleaseRegistry
 from tests import tiny_models
@@ -21,6 +22,10 @@ from tests.kafka import kafka, kafka_parts, kcat
 __all__ = ["kafka", "kafka_parts", "kcat", "vllm_server"]
 
 START_BOUND_S = 600
+
+# How long an example takes says nothing of whether it holds.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @dataclass(frozen=True)

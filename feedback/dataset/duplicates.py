@@ -1,13 +1,13 @@
 """Rules of what was said before: equal, nearly equal, with the same beginning."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from contracts.dataset import SetName
+import numpy as np
+
+from contracts.dataset import SETS, SetName
 from feedback.dataset.row import Given, Kept, Row
-
-_SHINGLE = 5
-_PERMUTATIONS = 128
+from feedback.dataset.sketch import PERMUTATIONS, repeats
 
 
 def said_once(rows: Sequence[Row], _given: Given) -> Kept:
@@ -15,7 +15,7 @@ def said_once(rows: Sequence[Row], _given: Given) -> Kept:
     chosen: dict[object, Row] = {}
     for row in rows:
         key = _identity(row)
-        if key not in chosen or (row.set == "rm" and row.offset > chosen[key].offset):
+        if key not in chosen or (row.set == "rm" and row.at > chosen[key].at):
             chosen[key] = row
     ids = {(row.set, row.id) for row in chosen.values()}
     return [row for row in rows if (row.set, row.id) in ids], {}
@@ -24,77 +24,49 @@ def said_once(rows: Sequence[Row], _given: Given) -> Kept:
 def _identity(row: Row) -> object:
     if row.set == "rm":
         return "rm", row.rater_id, row.completion_id
-    return row.set, row.prompt, row.responses
+    return row.set, row.prompt.said, tuple(words.digest for words in row.responses)
 
 
 def near_once(rows: Sequence[Row], given: Given) -> Kept:
-    """Of a set's prompts that are nearly the same, only the first; all rows of it stay.
+    """Of a set's prompts, none that is nearly the same as an earlier one; all rows of it go.
 
-    MinHash over character shingles, looked up in bands and then compared, so that the settings'
-    similarity is what decides (Broder 1997).
+    MinHash over character shingles (Broder 1997), by the settings' similarity.
     """
     least = given.settings.near_duplicate_similarity
     if least == 1:
         return list(rows), {}
-    kept, dropped = list[Row](), 0
-    alike: dict[SetName, dict[str, bool]] = {}
+    out: dict[SetName, set[bytes]] = {name: _near(rows, name, least) for name in SETS}
+    kept = [row for row in rows if row.prompt.words not in out[row.set]]
+    return kept, {"prompts_dropped": sum(map(len, out.values()))}
+
+
+def _near(rows: Sequence[Row], name: SetName, least: float) -> set[bytes]:
+    """Digests of the set's prompts that are nearly the same as an earlier one."""
+    sketch_of = dict[bytes, bytes]()
     for row in rows:
-        if row.set not in alike:
-            alike[row.set] = _first_of_their_kind(
-                (r.words for r in rows if r.set == row.set), least
-            )
-        if alike[row.set][row.words]:
-            kept.append(row)
-    dropped = sum(not first for of in alike.values() for first in of.values())
-    return kept, {"prompts_dropped": dropped}
+        if row.set == name:
+            sketch_of.setdefault(row.prompt.words, row.prompt.sketch)
+    found = np.frombuffer(b"".join(sketch_of.values()), dtype=np.uint8)
+    late = repeats(found.reshape(-1, PERMUTATIONS), least)
+    return {words for words, again in zip(sketch_of, late.tolist(), strict=True) if again}
 
 
-def _first_of_their_kind(texts: Iterable[str], least: float) -> dict[str, bool]:
-    """Text to whether no earlier one that was kept is at least as similar as `least`."""
-    from rensa import RMinHash, RMinHashLSH
-
-    index = RMinHashLSH(threshold=least, num_perm=_PERMUTATIONS, num_bands=_bands(least))
-    kept = list[RMinHash]()
-    first: dict[str, bool] = {}
-    for text in texts:
-        if text in first:
-            continue
-        words = " ".join(text.split()).lower()
-        sketch = RMinHash(num_perm=_PERMUTATIONS, seed=1)
-        sketch.update([words[i : i + _SHINGLE] for i in range(max(1, len(words) - _SHINGLE + 1))])
-        first[text] = not any(sketch.jaccard(kept[i]) >= least for i in index.query(sketch))
-        if first[text]:
-            index.insert(len(kept), sketch)
-            kept.append(sketch)
-    return first
-
-
-def _bands(least: float) -> int:
-    """Bands of as many rows that two texts of this similarity meet in one with near certainty."""
-    for rows in (16, 8, 4, 2):
-        bands = _PERMUTATIONS // rows
-        if (1 - least**rows) ** bands < 0.01:
-            return bands
-    return _PERMUTATIONS
-
-
-def prefix_once(rows: Sequence[Row], given: Given) -> Kept:
+def prefix_once(rows: Sequence[Row], _given: Given) -> Kept:
     """Of a set's prompts that begin with the same characters, only the first; all its rows stay.
 
     Sharing a prefix of n characters is being equal in the first n: a look-up finds a cluster.
     """
-    length = given.settings.common_prefix_chars
-    first: dict[tuple[SetName, str], str] = {}
-    clusters: dict[tuple[SetName, str], set[str]] = defaultdict(set)
+    first: dict[tuple[SetName, bytes], bytes] = {}
+    clusters: dict[tuple[SetName, bytes], set[bytes]] = defaultdict(set)
     kept = []
     for row in rows:
-        if len(row.words) < length:
+        if not row.prompt.beginning:
             kept.append(row)
             continue
-        key = row.set, row.words[:length]
-        if first.setdefault(key, row.words) == row.words:
+        key = row.set, row.prompt.beginning
+        if first.setdefault(key, row.prompt.words) == row.prompt.words:
             kept.append(row)
         else:
-            clusters[key].add(row.words)
+            clusters[key].add(row.prompt.words)
     dropped = sum(len(words) for words in clusters.values())
     return kept, {"clusters": len(clusters), "prompts_dropped": dropped}

@@ -3,7 +3,8 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from contracts.dataset import SetName, Split
 from feedback.dataset.row import Given, Kept, Row
@@ -12,13 +13,13 @@ from feedback.dataset.settings import Group, RuleSettings
 
 def capped_per_user(rows: Sequence[Row], given: Given) -> Kept:
     """The first prompts of each owner, counted over the three sets together."""
-    prompts: dict[str, set[object]] = defaultdict(set)
+    prompts: dict[str, set[bytes]] = defaultdict(set)
     kept = []
     capped = set()
     for row in rows:
         mine = prompts[row.owner.user_id]
-        if row.prompt in mine or len(mine) < given.settings.prompts_per_user:
-            mine.add(row.prompt)
+        if row.prompt.said in mine or len(mine) < given.settings.prompts_per_user:
+            mine.add(row.prompt.said)
             kept.append(row)
         else:
             capped.add(row.owner.user_id)

@@ -6,9 +6,9 @@ from itertools import combinations
 
 from feedback.dataset.row import Given, Kept, Row
 
-# (completion, better answer, worse answer); answers by their text, as two raters may have ranked
+# (completion, better answer, worse answer); answers by their digest, as two raters may have ranked
 # different ones.
-Pair = tuple[str, str, str]
+Pair = tuple[str, bytes, bytes]
 
 
 def known_answers_right(rows: Sequence[Row], given: Given) -> Kept:
@@ -35,7 +35,8 @@ def ranked_apart(rows: Sequence[Row], _given: Given) -> Kept:
     kept = []
     for row in rows:
         if row.set == "rm":
-            said = row.rater_id, row.prompt, frozenset(row.responses)
+            answers = frozenset(words.digest for words in row.responses)
+            said = row.rater_id, row.prompt.said, answers
             if said in seen:
                 continue
             seen.add(said)
@@ -99,7 +100,8 @@ def _pairs(row: Row) -> Iterator[Pair]:
     for i, j in combinations(range(len(row.ranks)), 2):
         if row.ranks[i] != row.ranks[j]:
             better, worse = (i, j) if row.ranks[i] < row.ranks[j] else (j, i)
-            yield row.completion_id, row.responses[better], row.responses[worse]
+            better_, worse_ = row.responses[better], row.responses[worse]
+            yield row.completion_id, better_.digest, worse_.digest
 
 
 def _mean(values: Sequence[float]) -> float:

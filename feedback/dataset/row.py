@@ -1,15 +1,18 @@
-"""A row on its way through the rules, and what a rule gets and gives."""
+"""A row on its way through the rules, and what a rule gets and gives. No row holds a text: it
+holds what the rules ask of texts, and where the texts stand in the log.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from contracts.dataset import SetName, Split
 from feedback.consent import ConsentState
 from feedback.dataset.settings import RuleSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True, array_like=True, gc=False):
     """What one person put into a row: the prompt's owner, or the rater."""
 
     user_id: str
@@ -19,49 +22,75 @@ class Share:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Words(Struct, frozen=True, array_like=True, gc=False):
+    """What the rules ask of an answer."""
+
+    # Equal texts have equal digests (BLAKE2b, 16 bytes).
+    digest: bytes
+    chars: int
+    # Once personal data and secrets became their kinds, and the kind of each that was found.
+    masked_chars: int
+    found: tuple[str, ...] = ()
+
+
+class Prompt(Struct, frozen=True, array_like=True, gc=False):
+    """What the rules ask of a prompt. Its words are contracts.events.prompt_text."""
+
+    # Of the words, and of the prompt in its form: raw text, or messages with their roles.
+    words: bytes
+    said: bytes
+    chars: int
+    masked_chars: int
+    found: tuple[str, ...]
+    # ISO 639-1.
+    language: str
+    # The use case that its words hint at.
+    hint: str
+    # Digest of the first characters, as many as the settings say; empty where it has fewer.
+    beginning: bytes
+    # MinHash of its shingles, a byte a permutation.
+    sketch: bytes
+
+
+# Partition and offset of an event in its topic.
+Place = tuple[int, int]
+
+
+class Row(Struct, frozen=True, array_like=True, kw_only=True):
     """One row of one set on its way through the rules."""
 
     set: SetName
     # Id of the event that the row comes from; of the ranking for the reward model.
     id: str
     owner: Share
-    # As in contracts.v1: raw text, or (role, content) pairs, never both.
-    text: str
-    messages: tuple[tuple[str, str], ...]
-    # contracts.events.prompt_text: the words, whichever form the prompt has.
-    words: str
+    prompt: Prompt
     use_case: str = ""
     # Who says so: the prompt's label, or our classifier.
     use_case_by: str = "label"
-    language: str = ""
     # Kinds of what was masked in prompt and answers, in alphabetical order.
     masked: tuple[str, ...] = ()
-    # SFT: the one answer; RM: the K answers.
-    responses: tuple[str, ...] = ()
-    # RM only, aligned with responses.
-    finished: tuple[bool, ...] = ()
+    # SFT: the one answer; RM: the K answers, in the order of the completion's outputs.
+    responses: tuple[Words, ...] = ()
+    # RM only, aligned with responses: index of the output, and its rank.
+    outputs: tuple[int, ...] = ()
     ranks: tuple[int, ...] = ()
     rater: Share | None = None
-    # RM only: what the rater said beside the order, in alphabetical order.
-    annotations: tuple[tuple[str, str], ...] = ()
+    # RM only: what is found in what the rater said beside the order; whether that is anything.
+    annotated: tuple[str, ...] | None = None
     # RM only: (better, worse) positions in responses that are known beforehand.
     known: tuple[tuple[int, int], ...] = ()
     # Public id of the completion; empty for a demonstration.
     completion_id: str = ""
     release_id: str = ""
-    # Offset of the event: one rater's events are in one partition, so it orders them.
-    offset: int = 0
+    # Of the row's own event; one rater's events are in one partition, so offsets order them.
+    at: Place = (0, 0)
+    # Of the event with the prompt and the answers.
+    texts_at: Place = (0, 0)
     split: Split = "train"
 
     @property
     def people(self) -> tuple[Share, ...]:
         return (self.owner,) if self.rater is None else (self.owner, self.rater)
-
-    @property
-    def prompt(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        return self.text, self.messages
 
     @property
     def rater_id(self) -> str:

@@ -1,8 +1,10 @@
 """Which events count: the rules in their order, each with a version and what it let through."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from contracts.dataset import SETS, RuleCount, SetName
 from feedback import pii
@@ -28,7 +30,7 @@ RULES = (
     Rule("language_recorded", 1, content.language_recorded),
     Rule("short_enough", 1, content.short_enough, ("max_prompt_chars", "max_response_chars")),
     Rule("said_once", 1, duplicates.said_once),
-    Rule("near_once", 1, duplicates.near_once, ("near_duplicate_similarity",)),
+    Rule("near_once", 2, duplicates.near_once, ("near_duplicate_similarity",)),
     Rule("prefix_once", 1, duplicates.prefix_once, ("common_prefix_chars",)),
     Rule("capped_per_user", 1, people.capped_per_user, ("prompts_per_user",)),
     Rule("use_case_known", 1, content.use_case_known, ("classify_use_case",)),
@@ -64,10 +66,8 @@ def apply_rules(rows: Iterable[Row], given: Given) -> tuple[list[Row], list[Rule
 
 
 def rows_per_set(rows: Iterable[Row]) -> dict[SetName, int]:
-    counts: dict[SetName, int] = dict.fromkeys(SETS, 0)
-    for row in rows:
-        counts[row.set] += 1
-    return counts
+    counts = Counter(map(attrgetter("set"), rows))
+    return {name: counts[name] for name in SETS}
 
 
 def _said(settings: RuleSettings, name: str) -> bool | str | int | float:

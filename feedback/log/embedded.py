@@ -19,7 +19,7 @@ from contracts.errors import InvalidInput
 from contracts.events import TEXT_BODIES, TOPIC_OF, topic_of, without_text
 from contracts.log import DeadLetter, Record
 from contracts.v1 import events_pb2 as pb
-from feedback.log.wire import Poison, check_numbers, check_topic, decode, encode
+from feedback.log.wire import Poison, check_numbers, check_topic, decode, encode, withdrawal_for
 
 # How long a writer waits for another process's transaction; one lasts milliseconds.
 _BUSY_SECONDS = 30.0
@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS events (
     id TEXT NOT NULL,
     event BLOB NOT NULL,
     appended REAL NOT NULL,
+    -- Whose event it is, said beside the bytes as well; empty for what an older version wrote.
+    user TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (topic, partition, offset),
     UNIQUE (topic, id)
 );
@@ -63,12 +65,12 @@ _END = (
     " coalesce((SELECT offset FROM expired WHERE topic = ?1), 0))"
 )
 _APPEND = (
-    "INSERT INTO events (topic, partition, offset, id, event, appended) VALUES (?, 0, ?, ?, ?, ?)"
-    " ON CONFLICT (topic, id) DO NOTHING"
+    "INSERT INTO events (topic, partition, offset, id, event, appended, user)"
+    " VALUES (?, 0, ?, ?, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING"
 )
 _READ = (
-    "SELECT offset, event FROM events WHERE topic = ? AND partition = 0 AND offset >= ?"
-    " ORDER BY offset LIMIT ?"
+    "SELECT offset, event, user, appended FROM events"
+    " WHERE topic = ? AND partition = 0 AND offset >= ? ORDER BY offset LIMIT ?"
 )
 _COMMIT = (
     "INSERT INTO committed VALUES (?, ?, ?, ?)"
@@ -93,7 +95,7 @@ _DEAD = (
     " ORDER BY topic, offset"
 )
 _REVIVE = (
-    "UPDATE OR IGNORE events SET offset = ?, id = ?, event = ?, appended = ?"
+    "UPDATE OR IGNORE events SET offset = ?, id = ?, event = ?, appended = ?, user = ?"
     " WHERE topic = ? AND offset = ?"
 )
 _REMOVE = "DELETE FROM events WHERE topic = ? AND offset = ?"
@@ -109,7 +111,7 @@ class EmbeddedLog:
         with _only_one_opens(path.parent):
             self._writer = _connect(path)
             self._writer.executescript(_SCHEMA)
-            _date_events(self._writer, clock())
+            _add_columns(self._writer, clock())
             self._reader = _connect(path)
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
 
@@ -122,7 +124,9 @@ class EmbeddedLog:
                 topic = topic_of(event)
                 if topic not in ends:
                     ends[topic] = _end(db, topic)
-                added = db.execute(_APPEND, (topic, ends[topic], event.id, blob, now))
+                added = db.execute(
+                    _APPEND, (topic, ends[topic], event.id, blob, now, event.user_id)
+                )
                 ends[topic] += added.rowcount
 
     def partitions(self, topic: str) -> int:
@@ -140,7 +144,7 @@ class EmbeddedLog:
         while True:
             with self._read_lock:
                 rows = self._reader.execute(_READ, (topic, offset, limit)).fetchall()
-            records = [record for at, blob in rows if (record := self._record(topic, at, blob))]
+            records = [record for row in rows if (record := self._record(topic, *row))]
             if records or not rows:
                 return records
             offset = rows[-1][0] + 1
@@ -204,7 +208,7 @@ class EmbeddedLog:
             place = (letter.topic, letter.offset)
             if db.execute(_UNBURY, place).rowcount:
                 end = _end(db, letter.topic)
-                row = (end, event.id, letter.value, self._clock(), *place)
+                row = (end, event.id, letter.value, self._clock(), event.user_id, *place)
                 if not db.execute(_REVIVE, row).rowcount:  # the log has its id by now
                     db.execute(_REMOVE, place)
         return None
@@ -214,13 +218,17 @@ class EmbeddedLog:
             self._reader.close()
             self._writer.close()
 
-    def _record(self, topic: str, offset: int, blob: bytes) -> Record | None:
+    def _record(
+        self, topic: str, offset: int, blob: bytes, user: str, appended: float
+    ) -> Record | None:
         try:
             return Record(topic, 0, offset, decode(topic, blob))
         except Poison as e:
             with self._transaction() as db:
                 db.execute(_BURY, (topic, offset, str(e)))
-            return None
+        user = user or _named_in(blob)
+        counts = withdrawal_for(topic, (0, offset), user, appended)
+        return None if counts is None else Record(topic, 0, offset, counts)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -255,11 +263,21 @@ def _bare(rows: Sequence[tuple[int, bytes]], user_id: str) -> Iterator[tuple[byt
                 yield bare.SerializeToString(deterministic=True), at
 
 
-def _date_events(db: sqlite3.Connection, now: float) -> None:
+def _named_in(blob: bytes) -> str:
+    """Whose event this is, where that much of it can be read."""
+    try:
+        return pb.Event.FromString(blob).user_id
+    except DecodeError:
+        return ""
+
+
+def _add_columns(db: sqlite3.Connection, now: float) -> None:
     """A file of version 0.1 has no dates: its events count as appended when it is first opened."""
     columns = {row[1] for row in db.execute("PRAGMA table_info(events)")}
     if "appended" not in columns:
         db.execute(f"ALTER TABLE events ADD COLUMN appended REAL NOT NULL DEFAULT {now:.6f}")
+    if "user" not in columns:
+        db.execute("ALTER TABLE events ADD COLUMN user TEXT NOT NULL DEFAULT ''")
 
 
 def _end(db: sqlite3.Connection, topic: str) -> int:

@@ -34,7 +34,15 @@ from feedback.log.address import KafkaAddress, KafkaSettings, client_config
 from feedback.log.handshake import HandshakeFailed, reach
 from feedback.log.seen import SeenIds
 from feedback.log.topics import DEAD_LETTERS, TopicState, topic_settings
-from feedback.log.wire import MAX_BYTES, Poison, check_numbers, check_topic, decode, encode
+from feedback.log.wire import (
+    MAX_BYTES,
+    Poison,
+    check_numbers,
+    check_topic,
+    decode,
+    encode,
+    withdrawal_for,
+)
 
 # The client prints a record's bytes at DEBUG, and a line a second while a broker is away.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -44,6 +52,8 @@ log = logging.getLogger(__name__)
 _IN_FLIGHT = 2000
 # A cluster that is away is asked this often whether it is back.
 _PROBE_S = 0.5
+# Header of a dead letter that was brought back.
+_REVIVED = "revived"
 
 
 class KafkaLog:
@@ -124,16 +134,18 @@ class KafkaLog:
         return int(sum(max(0, first[p] - starts[p]) for p in places))
 
     def dead_letters(self) -> list[DeadLetter]:
-        letters: dict[bytes, DeadLetter] = {}
+        return [letter for letter in self._letters().values() if letter is not None]
+
+    def _letters(self) -> dict[bytes, DeadLetter | None]:
+        """The latest word on each place: a letter, or None where it was brought back."""
+        letters: dict[bytes, DeadLetter | None] = {}
         end, offset = self._ends(DEAD_LETTERS)[0], 0
         with self._reading, self._reach():
             while offset < end:
                 raw, offset = self._raw(DEAD_LETTERS, 0, offset, end, _IN_FLIGHT)
                 for record in raw:
-                    letters.pop(record.key, None)
-                    if record.value is not None:
-                        letters[record.key] = _letter(record)
-        return list(letters.values())
+                    letters[record.key] = _letter(record)
+        return letters
 
     def revive(self, letter: DeadLetter) -> str | None:
         try:
@@ -141,7 +153,8 @@ class KafkaLog:
         except Poison as e:
             return str(e)
         self.append([event])
-        self._send([(DEAD_LETTERS, _letter_key(letter), None)])
+        # Not a tombstone, which compaction would drop: its bytes still stand in the topic.
+        self._send([(DEAD_LETTERS, _letter_key(letter), b"")], [(_REVIVED, b"")])
         return None
 
     def close(self) -> None:
@@ -177,12 +190,15 @@ class KafkaLog:
     ) -> tuple[list[Record], int]:
         """The events among the next records, and the offset after those."""
         raw, following = self._raw(topic, partition, offset, end, limit)
-        records = []
+        records, poison = [], list[tuple[Any, DeadLetter]]()
         for at in raw:
             try:
                 records.append(Record(topic, partition, at.offset, decode(topic, at.value)))
             except Poison as e:
-                self._bury(DeadLetter(topic, partition, at.offset, str(e), at.value or b""))
+                letter = DeadLetter(topic, partition, at.offset, str(e), at.value or b"")
+                poison.append((at, letter))
+        if poison:
+            records = sorted([*records, *self._put_aside(poison)], key=lambda r: r.offset)
         if following > self._seen.known(topic, partition):
             ids = [(record.offset, record.event.id) for record in records]
             self._seen.add(topic, partition, ids, following)
@@ -207,6 +223,20 @@ class KafkaLog:
                 self._at = (topic, partition, following)
                 return [r for r in records if r.offset < end], following
         raise _NoAnswer
+
+    def _put_aside(self, poison: Sequence[tuple[Any, DeadLetter]]) -> Iterator[Record]:
+        """Bury what nobody brought back; give what counts in its place, if anything does."""
+        known = self._letters()
+        for at, letter in poison:
+            if known.get(key := _letter_key(letter), letter) is None:
+                continue
+            if key not in known:
+                self._bury(letter)
+            user = (at.key or b"").decode(errors="replace")
+            place = (letter.partition, letter.offset)
+            counts = withdrawal_for(letter.topic, place, user, at.timestamp / 1000)
+            if counts is not None:
+                yield Record(letter.topic, *place, counts)
 
     def _bury(self, letter: DeadLetter) -> None:
         """Keep it before it is skipped; in a compacted topic, so that it is kept once."""
@@ -416,7 +446,11 @@ def _letter_key(letter: DeadLetter) -> bytes:
     return f"{letter.topic}/{letter.partition}/{letter.offset}".encode()
 
 
-def _letter(record: Any) -> DeadLetter:
+def _letter(record: Any) -> DeadLetter | None:
+    """None where it was brought back; so says a tombstone of an earlier version, too."""
+    headers = dict(record.headers)
+    if record.value is None or _REVIVED in headers:
+        return None
     topic, partition, offset = record.key.decode().rsplit("/", 2)
-    reason = dict(record.headers)["reason"].decode()
+    reason = headers["reason"].decode()
     return DeadLetter(topic, int(partition), int(offset), reason, record.value)

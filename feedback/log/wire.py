@@ -1,13 +1,17 @@
 """An event's bytes, and what is wrong with bytes that are none. The same in every log."""
 
+import uuid
+
 from google.protobuf.message import DecodeError
 
 from contracts.errors import InstructloopError, InvalidEvent, InvalidInput
-from contracts.events import TOPICS, topic_of, validate
+from contracts.events import SCHEMA_VERSION, TOPIC_OF, TOPICS, topic_of, validate
 from contracts.v1 import events_pb2 as pb
 
 # A prompt and sixteen answers of the largest request that serving takes fit several times.
 MAX_BYTES = 8 << 20
+# Namespace of the ids of what stands in for consents that cannot be read.
+_UNREADABLE = uuid.UUID("5f0c3f0e-7a58-5c57-9d5b-3f7d5d0b8a11")
 
 
 class Poison(InstructloopError):
@@ -34,6 +38,24 @@ def decode(topic: str, value: bytes | None) -> pb.Event:
         raise Poison(f"{e.field}: expected {e.expected}") from None
     if topic_of(event) != topic:
         raise Poison(f"an event of the topic {topic_of(event)}")
+    return event
+
+
+def withdrawal_for(topic: str, place: tuple[int, int], user: str, at: float) -> pb.Event | None:
+    """What counts while the record at (partition, offset) cannot be read, written for `user` at
+    `at`, in seconds since 1970: of a consent, a withdrawal of everything; of others, nothing.
+    """
+    if topic != TOPIC_OF["consent"] or not user:
+        return None
+    withdrawn = pb.Consent(state=pb.CONSENT_STATE_WITHDRAWN, notice_version="unreadable")
+    event = pb.Event(
+        id=str(uuid.uuid5(_UNREADABLE, f"{topic}/{place[0]}/{place[1]}")),
+        schema_version=SCHEMA_VERSION,
+        producer="log",
+        user_id=user,
+        consent=withdrawn,
+    )
+    event.time.FromNanoseconds(int(at * 1e9))
     return event
 
 

@@ -74,6 +74,10 @@ class SealedLog:
         (sealed,) = self._sealed([event])
         return self.inner.revive(replace(letter, value=encode(sealed)))
 
+    def erasures(self) -> Mapping[str, float]:
+        """User id to the time of the last erasure, in seconds since 1970."""
+        return self.vault.erased_at()
+
     def erase(self, user_id: str) -> None:
         """Nobody can read the person's texts again: the key is gone from now on, and where the log
         can, so are the bytes.
@@ -157,16 +161,15 @@ def _seal(event: pb.Event, keys: Mapping[str, tuple[str, bytes]]) -> pb.Event:
 
 
 def _unsealed(event: pb.Event, key: bytes) -> pb.Event:
+    """Opens it in place: a log gives its reader an event of its own."""
     text = event.sealed.text
     try:
         said = AESGCM(key).decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], _context(event))
     except InvalidTag:
         raise CorruptEvent(f"event {event.id}: its text fits neither key nor envelope") from None
-    plain = pb.Event()
-    plain.CopyFrom(event)
-    plain.ClearField("sealed")
-    getattr(plain, plain.WhichOneof("body") or "").ParseFromString(said)
-    return plain
+    event.ClearField("sealed")
+    getattr(event, event.WhichOneof("body") or "").ParseFromString(said)
+    return event
 
 
 def _context(event: pb.Event) -> bytes:

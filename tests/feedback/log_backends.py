@@ -43,8 +43,8 @@ class Embedded:
         end = log.ends(topic)[0]
         log.close()
         with sqlite3.connect(self.file) as db:
-            row = (topic, 0, end, f"planted-{end}", value, 0.0)
-            db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+            row = (topic, 0, end, f"planted-{end}", value, 0.0, user)
+            db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         db.close()
 
 

@@ -61,7 +61,7 @@ def test_reviving_what_the_log_already_holds_adds_nothing(tmp_path: Path) -> Non
     event = consent("ann")
     log.append([event])
     with sqlite3.connect(tmp_path / "log.sqlite") as db:
-        db.execute("INSERT INTO events VALUES ('consents', 0, 1, 'x', ?, 0)", (b"\xff",))
+        db.execute("INSERT INTO events VALUES ('consents', 0, 1, 'x', ?, 0, '')", (b"\xff",))
     db.close()
     assert len(log.read("consents", 0, 0, 9)) == 1
     (letter,) = log.dead_letters()

@@ -17,6 +17,7 @@ from contracts.errors import InvalidEvent, InvalidInput
 from contracts.log import Log, Record, end_offsets, follow
 from contracts.v1 import events_pb2 as pb
 from demo.broker import Cluster
+from feedback.consent import ConsentLedger, ConsentState, Standing, fold
 from tests.feedback.log_backends import Backend, Embedded, Kafka
 from tests.feedback.samples import completion, consent, number
 
@@ -236,8 +237,11 @@ def test_what_is_no_event_is_put_aside_with_the_reason(log: Log, backend: Backen
     backend.plant("consents", "ann", completion("ann", "cmpl-1").SerializeToString())
     log.append([consent("ann")])
     again = backend.open()
-    assert [r.offset for r in everything(again, "consents")] == [0, 4]
-    assert [r.offset for r in everything(log, "consents")] == [0, 4]
+    for reader in (again, log):
+        states = [(r.offset, r.event.consent.state) for r in everything(reader, "consents")]
+        withdrawn = [(n, pb.CONSENT_STATE_WITHDRAWN) for n in (1, 2, 3)]
+        granted = pb.CONSENT_STATE_GRANTED
+        assert states == [(0, granted), *withdrawn, (4, granted)]
     letters = sorted(log.dead_letters(), key=lambda letter: letter.offset)
     assert [(d.topic, d.offset, d.reason) for d in letters] == [
         ("consents", 1, "not an Event in protobuf's wire format"),
@@ -255,7 +259,7 @@ def test_a_dead_letter_comes_back_once_when_it_can_be_read(log: Log, backend: Ba
     positions: dict[int, int] = {}
     log.append([consent("ann")])
     backend.plant("consents", "ann", event.SerializeToString()[:-1])
-    assert len(list(follow(log, "consents", positions))) == 1
+    assert len(list(follow(log, "consents", positions))) == 2  # one counts as a withdrawal
     (letter,) = log.dead_letters()
     mended = replace(letter, value=event.SerializeToString())
     assert log.revive(mended) is None
@@ -266,6 +270,35 @@ def test_a_dead_letter_comes_back_once_when_it_can_be_read(log: Log, backend: Ba
     again = backend.open()
     assert ids(everything(again, "consents"))[1:] == [event.id]
     again.close()
+
+
+def test_a_consent_that_cannot_be_read_is_a_withdrawal_until_it_can(
+    log: Log, backend: Backend
+) -> None:
+    ledger, grant = ConsentLedger(log), consent("ann", at=5)
+    log.append([consent("ann", at=1), consent("bob", at=1)])
+    assert ledger.granted_notice("ann") == "1"
+    backend.plant("consents", "ann", b"\xff")
+    assert (ledger.granted_notice("ann"), ledger.granted_notice("bob")) == (None, "1")
+    state = fold(everything(log, "consents"))["ann"]
+    assert all(standing.took_back(1.0) for standing in (state.training, state.evaluation))
+    (letter,) = log.dead_letters()
+    assert log.revive(replace(letter, value=grant.SerializeToString())) is None
+    assert ledger.granted_notice("ann") == "1"
+    again = backend.open()
+    state = fold(everything(again, "consents"))["ann"]
+    assert state == ConsentState.on_all(Standing("1"))
+    assert again.dead_letters() == []  # who meets the bytes again does not bury them again
+    again.close()
+
+
+def test_what_cannot_be_read_of_other_topics_says_nothing_of_consent(
+    log: Log, backend: Backend
+) -> None:
+    log.append([consent("ann")])
+    backend.plant("completions", "ann", b"\xff")
+    assert list(everything(log, "completions")) == []
+    assert ConsentLedger(log).granted_notice("ann") == "1"
 
 
 # Appends one event at a time and says its id once the log has acknowledged it.

@@ -147,6 +147,22 @@ def test_the_manifest_counts_rows_people_and_events(log: Log, store: ArtifactSto
     assert [r.rule for r in manifest.rules][:2] == ["completion_known", "consented"]
 
 
+def test_what_is_masked_is_masked_in_every_text_of_its_row(log: Log, store: ArtifactStore) -> None:
+    ranked = ranking("ann", "c1", n=3, at=3)
+    ranked.ranking.metadata["why"] = "b@example.com says so"
+    asked = completion("ann", "c1", "x", ("Mail a@example.com", "ok"), n=1, at=2)
+    turn = pb.Message(role="user", content="I am at 203.0.113.7")
+    asked.completion.prompt.CopyFrom(pb.Prompt(messages=[turn]))
+    log.append([consent("ann", at=1), asked, ranked])
+    manifest, sets = build(log, store)
+    (row,) = sets["rm"]
+    assert row["messages"] == [{"role": "user", "content": "I am at [IP]"}]
+    assert row["responses"] == ["Mail [EMAIL]", "ok"]
+    assert row["annotations"] == [{"name": "why", "value": "[EMAIL] says so"}]
+    assert (row["masked"], sets["ppo"][0]["masked"]) == (["EMAIL", "IP"], ["IP"])
+    assert manifest.lengths["rm"]["prompt"]["max"] == len("I am at [IP]")
+
+
 def test_who_withdraws_is_in_no_set(log: Log, store: ArtifactStore) -> None:
     one_round(log)
     log.append([consent("bob", granted=False, at=9), consent("bob", at=10)])

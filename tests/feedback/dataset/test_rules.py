@@ -1,15 +1,18 @@
-import dataclasses
+import functools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from contracts.dataset import SetName
+from contracts.v1 import events_pb2 as pb
 from feedback.consent import ConsentState, Standing
 from feedback.dataset import admission, content, duplicates, people, raters
+from feedback.dataset.outline import prompt_of, words_of
 from feedback.dataset.people import split_of
-from feedback.dataset.row import Given, Kept, Row, Share
+from feedback.dataset.row import Given, Kept, Prompt, Row, Share
 from feedback.dataset.rules import apply_rules
 from feedback.dataset.settings import PAPER_MIX, RuleSettings
 
@@ -22,6 +25,11 @@ def share(user_id: str, *, source: str = "api", notice: str = "1", at: float = 1
     return Share(user_id, source, notice, at)
 
 
+@functools.cache
+def prompt(words: str, prefix: int) -> Prompt:
+    return prompt_of(pb.Prompt(text=words), prefix)
+
+
 def row(
     id: str,
     owner: Share | str = "ann",
@@ -32,18 +40,17 @@ def row(
     rater: Share | str | None = None,
     completion_id: str = "",
     offset: int = 0,
+    prefix: int = SETTINGS.common_prefix_chars,
 ) -> Row:
     return Row(
         set=set,
         id=id,
         owner=share(owner) if isinstance(owner, str) else owner,
-        text=words,
-        messages=(),
-        words=words,
-        responses=responses,
+        prompt=prompt(words, prefix),
+        responses=tuple(words_of(response) for response in responses),
         rater=share(rater) if isinstance(rater, str) else rater,
         completion_id=completion_id,
-        offset=offset,
+        at=(0, offset),
     )
 
 
@@ -113,17 +120,16 @@ def test_said_once() -> None:
 
 
 def test_prefix_once_keeps_the_first_of_a_cluster_with_all_its_rows() -> None:
-    settings = RuleSettings(common_prefix_chars=4)
     rows = [
-        row("1", words="abcd one", set="sft"),
-        row("2", words="abcd two", set="sft"),
-        row("3", words="abcd one", set="sft"),
-        row("4", words="abcd three", set="sft"),
-        row("5", words="abc", set="sft"),
-        row("6", words="abce", set="sft"),
-        row("7", words="abcd two", set="ppo"),
+        row("1", words="abcd one", set="sft", prefix=4),
+        row("2", words="abcd two", set="sft", prefix=4),
+        row("3", words="abcd one", set="sft", prefix=4),
+        row("4", words="abcd three", set="sft", prefix=4),
+        row("5", words="abc", set="sft", prefix=4),
+        row("6", words="abce", set="sft", prefix=4),
+        row("7", words="abcd two", set="ppo", prefix=4),
     ]
-    kept = duplicates.prefix_once(rows, Given(settings, {}))
+    kept = duplicates.prefix_once(rows, NOTHING_KNOWN)
     assert ids(kept) == ["1", "3", "5", "6", "7"]
     assert kept[1] == {"clusters": 1, "prompts_dropped": 2}
 
@@ -227,7 +233,7 @@ def test_only_wanted_sources_stay_and_each_is_counted() -> None:
 
 def test_a_row_serves_only_what_everyone_in_it_agreed_to() -> None:
     only_evaluation = ConsentState(evaluation=Standing("1"))
-    rows = [row("1", "ann"), dataclasses.replace(row("2", "ann"), split="test"), row("3", "bob")]
+    rows = [row("1", "ann"), replace(row("2", "ann"), split="test"), row("3", "bob")]
     given_ = Given(SETTINGS, {"ann": only_evaluation, "bob": GRANTED})
     assert ids(admission.consented(rows, given_)) == ["1", "2", "3"]
     assert ids(admission.permitted(rows, given_)) == ["2", "3"]
@@ -236,7 +242,7 @@ def test_a_row_serves_only_what_everyone_in_it_agreed_to() -> None:
 def test_the_language_is_recorded() -> None:
     rows = [row("1", words="Where is the next station, please?"), row("2", words="今天天气怎么样")]
     kept, notes = content.language_recorded(rows, NOTHING_KNOWN)
-    assert [r.language for r in kept] == ["en", "zh"]
+    assert [r.prompt.language for r in kept] == ["en", "zh"]
     assert notes == {"en": 1, "zh": 1}
 
 
@@ -257,7 +263,7 @@ def test_the_language_is_recorded() -> None:
 def test_a_prompt_without_a_label_gets_the_class_its_words_hint_at(
     words: str, use_case: str
 ) -> None:
-    labelled = dataclasses.replace(row("2", words=words), use_case="mine")
+    labelled = replace(row("2", words=words), use_case="mine")
     kept, notes = content.use_case_known([row("1", words=words), labelled], NOTHING_KNOWN)
     assert [(r.use_case, r.use_case_by) for r in kept] == [
         (use_case, "classifier"),
@@ -269,22 +275,21 @@ def test_a_prompt_without_a_label_gets_the_class_its_words_hint_at(
 
 
 def test_personal_data_becomes_its_kind_and_only_the_kind_is_recorded() -> None:
-    chat = dataclasses.replace(
-        row("1", words="", set="rm", responses=("Mail a@example.com", "ok"), rater="ann"),
-        messages=(("user", "I am at 203.0.113.7"),),
-        words="I am at 203.0.113.7",
-        annotations=(("why", "b@example.com says so"),),
+    asked = pb.Prompt(messages=[pb.Message(role="user", content="I am at 203.0.113.7")])
+    chat = replace(
+        row("1", set="rm", responses=("Mail a@example.com", "ok"), rater="ann"),
+        prompt=prompt_of(asked, 200),
+        annotated=("EMAIL",),
     )
     (kept,), notes = content.masked([chat], NOTHING_KNOWN)
-    assert (kept.messages, kept.words) == ((("user", "I am at [IP]"),), "I am at [IP]")
-    assert kept.responses == ("Mail [EMAIL]", "ok")
-    assert kept.annotations == (("why", "[EMAIL] says so"),)
+    assert (kept.prompt.chars, kept.prompt.masked_chars) == (19, len("I am at [IP]"))
+    assert [words.masked_chars for words in kept.responses] == [len("Mail [EMAIL]"), 2]
     assert (kept.masked, notes) == (("EMAIL", "IP"), {"EMAIL": 2, "IP": 1})
     assert content.masked([chat], Given(RuleSettings(mask_pii=False))) == ([chat], {})
 
 
 def test_what_a_reviewer_dropped_or_may_not_read_is_out() -> None:
-    hit = [dataclasses.replace(row(i, who), masked=("EMAIL",)) for i, who in ("1a", "2b", "3c")]
+    hit = [replace(row(i, who), masked=("EMAIL",)) for i, who in ("1a", "2b", "3c")]
     plain = row("4", "c")
     no_reading = ConsentState(training=Standing("1"))
     consents = {"a": GRANTED, "b": GRANTED, "c": no_reading}
@@ -314,7 +319,7 @@ def ranked(
 ) -> Row:
     answers = tuple("abcdefghi"[: len(ranks)])
     base = row(id, set="rm", rater=rater, responses=answers, completion_id=completion)
-    return dataclasses.replace(base, ranks=ranks, **more)  # type: ignore[arg-type]
+    return replace(base, ranks=ranks, **more)
 
 
 def test_who_fails_known_answers_is_out_and_the_checks_are_no_data() -> None:
@@ -364,7 +369,7 @@ def test_training_rows_are_thinned_to_the_mix() -> None:
     labeler = [row(f"l{i}", share("l", source="labeler"), set="sft") for i in range(10)]
     customer = [row(f"c{i}", share("c"), set="sft") for i in range(10)]
     imported = [row("i", share("i", source="import"), set="sft")]
-    test_side = [dataclasses.replace(row("t", share("t"), set="sft"), split="test")]
+    test_side = [replace(row("t", share("t"), set="sft"), split="test")]
     settings = RuleSettings(mix={"sft": {"labeler": 4, "customer": 1}})
     kept, notes = people.mixed([*labeler, *customer, *imported, *test_side], Given(settings))
     # 10 labeler rows at 4 to 1 take 2.5 customer rows; round half to even.
@@ -390,6 +395,7 @@ ROWS = st.lists(
             responses=() if set_ == "ppo" else (answer,),
             rater=owner if set_ == "rm" else None,
             completion_id=words + answer,
+            prefix=3,
         ),
         st.sampled_from(("sft", "rm", "ppo")),
         st.sampled_from(PEOPLE),
@@ -397,7 +403,7 @@ ROWS = st.lists(
         st.text("x", max_size=4),
     ),
     max_size=30,
-).map(lambda rows: [dataclasses.replace(r, id=f"{i:04}", offset=i) for i, r in enumerate(rows)])
+).map(lambda rows: [replace(r, id=f"{i:04}", at=(0, i)) for i, r in enumerate(rows)])
 SMALL = RuleSettings(
     max_prompt_chars=5, max_response_chars=3, common_prefix_chars=3, prompts_per_user=2
 )
@@ -421,12 +427,12 @@ def test_the_order_of_the_rows_does_not_matter(rows: list[Row]) -> None:
 def test_nobody_has_more_prompts_than_the_cap(rows: list[Row]) -> None:
     kept, _ = apply_rules(rows, Given(SMALL, CONSENTS))
     for name in PEOPLE:
-        assert len({r.prompt for r in kept if r.owner.user_id == name}) <= 2
+        assert len({r.prompt.said for r in kept if r.owner.user_id == name}) <= 2
 
 
 @given(ROWS, ROWS)
 def test_a_person_is_on_one_side_whatever_else_comes(rows: list[Row], more: list[Row]) -> None:
-    later = [dataclasses.replace(r, id="later" + r.id) for r in more]
+    later = [replace(r, id="later" + r.id) for r in more]
     now, _ = apply_rules(rows, Given(SMALL, CONSENTS))
     then, _ = apply_rules([*rows, *later], Given(SMALL, CONSENTS))
     sides = {(r.owner.user_id, r.split) for r in [*now, *then]}
