@@ -15,7 +15,7 @@ def rows() -> list[str]:
     return [line for line in table if not line.endswith("| test |")]
 
 
-def tests_in(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -23,7 +23,7 @@ def tests_in(file: str) -> set[str]:
 def test_every_test_that_the_recipe_names_is_there() -> None:
     named = {node for row in rows() for node in NODE.findall(row)}
     assert len(named) > 60
-    assert [f"{file}::{name}" for file, name in sorted(named) if name not in tests_in(file)] == []
+    assert [f"{file}::{name}" for file, name in sorted(named) if name not in names_in(file)] == []
 
 
 def test_a_row_names_a_test_or_says_what_is_not_done() -> None:
