@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import InvalidInput
 from feedback.dataset.settings import RuleSettings
@@ -17,6 +17,7 @@ from training.config import (
     RewardModelConfig,
     SftConfig,
 )
+from training.presets import PRESETS, Preset
 
 
 class Section(BaseModel):
@@ -52,6 +53,8 @@ class Plugin(Section):
 class RoundConfig(Section):
     """Where a round reads and writes, and the settings of its stages."""
 
+    # Named settings of the stages, in force where their sections say nothing else.
+    preset: Preset | None = None
     # The name that clients ask for.
     model: str = "instructloop"
     # Folder of the run: its stages, figures and report.
@@ -79,6 +82,18 @@ class RoundConfig(Section):
     judges: dict[str, Plugin] = {}
     # name -> code that measures all answers of a policy at once.
     measures: dict[str, Plugin] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # What is wrong with a name or a section is said when its field is looked at.
+        sections = PRESETS.get(str(given.get("preset")), {})
+        merged = {
+            name: {**preset, **given.get(name, {})}
+            for name, preset in sections.items()
+            if isinstance(given.get(name, {}), dict)
+        }
+        return {**given, **merged}
 
     def seeded(self) -> "RoundConfig":
         """The round's seed handed down to every stage."""

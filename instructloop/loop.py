@@ -4,6 +4,7 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,25 @@ from training.evaluation.comparison import (
     judge_by,
     kl_between,
     language_model_loss,
+    mean_rewards,
     reward_judge,
 )
-from training.evaluation.interval import clustered_mean
+from training.evaluation.reward_models import (
+    answers_disagreement,
+    cross_validate,
+    held_out_figures,
+)
 from training.gate import decide
 from training.metrics import Metrics, read_metrics
-from training.model import RewardModel, canary_of, load_tokenizer
+from training.model import canary_of
 from training.ppo import train_ppo
 from training.pretrain import pretrain
-from training.reward_model import (
-    calibration,
-    encode_rankings,
-    score_pairs,
-    train_reward_model,
-)
+from training.reward_model import train_reward_model
 from training.rollout import Sampler
 from training.sft import train_sft
+
+# A reward model of another seed.
+MEMBER = "member-{}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,11 @@ def train_candidate(loop: Loop) -> Candidate:
     stages.run("reward_model", lambda folder: _train_reward_models(loop, digest, reference, folder))
     rewards = stages.path("reward_model")
 
-    # 4. Policy: PPO-ptx against the reward model.
+    # 4. Policy: PPO-ptx against the reward model, from the SFT checkpoint that it likes best.
+    if loop.config.sft.choose_by_reward and stages.done("sft"):
+        sft = stages.path("sft")
+        chosen = stages.run("choose", lambda _: _choose(loop, digest, sft, rewards / "model"))
+        reference = sft / chosen["checkpoint"]
     stages.run(
         "ppo", lambda folder: _train_policy(loop, digest, reference, rewards / "model", folder)
     )
@@ -214,27 +222,41 @@ def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str,
 
 def _train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) -> dict[str, Any]:
     config = loop.config.reward_model
+    start = config.base or reference
     demonstrations: list[SftRow] = _rows(loop, digest, "sft")
     judging, training = _split_raters(_rows(loop, digest, "rm"), loop.config.judge_raters)
-    for name, rows in (("model", training), ("judge", judging)):
-        if rows:
-            metrics = Metrics(folder / f"{name}-metrics")
-            train_reward_model(config, reference, rows, demonstrations, folder / name, metrics)
-            metrics.close()
+
+    def train(name: str, rows: list[RankedRow], seed: int) -> Path:
+        own = config.model_copy(update={"seed": seed})
+        with closing(Metrics(folder / f"{name}-metrics")) as metrics:
+            train_reward_model(own, start, rows, demonstrations, folder / name, metrics)
+        return folder / name
+
+    names = ["model", *map(MEMBER.format, range(1, config.ensemble))]
+    # Far apart, so that no other round of the same experiment has the same members.
+    members = [train(name, training, config.seed + 1000 * n) for n, name in enumerate(names)]
+    if judging:
+        train("judge", judging, config.seed)
     figures: dict[str, Any] = {"rankings": len(training), "judge_rankings": len(judging)}
-    tokenizer = load_tokenizer(folder / "model")
-    ranked = encode_rankings(config, tokenizer, _rows(loop, digest, "rm", "test"))
-    if ranked:
-        pairs = score_pairs(RewardModel.load(folder / "model").eval(), ranked)
-        accuracy = clustered_mean([(g > 0) + 0.5 * (g == 0) for g in pairs.gaps], pairs.raters)
-        figures |= {
-            "accuracy": accuracy.mean,
-            "ci95": accuracy.ci95,
-            "pairs": len(pairs.gaps),
-            "raters": len(set(pairs.raters)),
-            "calibration": calibration(pairs.gaps),
-        }
+    figures |= held_out_figures(config, members, _rows(loop, digest, "rm", "test"))
+    if config.folds:
+        figures["folds"] = cross_validate(config, start, training, demonstrations)
     return figures
+
+
+def _choose(loop: Loop, digest: str, sft: Path, reward: Path) -> dict[str, Any]:
+    """The epoch of SFT whose answers to validation prompts the reward model likes best."""
+    config = loop.config
+    names = [f"epoch-{n}" for n in range(1, config.sft.epochs + 1)]
+    rows: list[PromptRow] = _rows(loop, digest, "ppo", "validation")
+    sampler = _sampler(loop, sft / names[0])
+    try:
+        folders = [sft / name for name in names]
+        means = mean_rewards(config.evaluation, sampler, folders, reward, rows, config.ppo)
+    finally:
+        sampler.close()
+    scores = dict(zip(names, means, strict=True))
+    return {"checkpoint": max(names, key=scores.__getitem__), "mean_rewards": scores}
 
 
 def _split_raters(
@@ -298,6 +320,9 @@ def _evaluate(
 
     _, held_out = hold_out(loop.documents)
     figures = {f"win_rate.{name}": v.win_rate.mean for name, v in verdicts.items()}
+    if members := sorted(rewards.glob(MEMBER.format("*[0-9]"))):
+        others = [judge_by(reward_judge(member, unfinished), answers) for member in members]
+        figures |= answers_disagreement([verdicts["reward_model"], *others])
     figures["kl"] = kl_between(after, reference, answers)
     if held_out:
         width = config.ppo.max_prompt_tokens

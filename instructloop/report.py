@@ -103,6 +103,7 @@ def _reward_tiles(report: Section) -> Iterable[str]:
         notes = [
             _interval(model.get("ci95")),
             f"ceiling {_percent(ceiling)}" if ceiling is not None else "",
+            *_other_reward_models(model),
         ]
         good = (
             None
@@ -115,6 +116,14 @@ def _reward_tiles(report: Section) -> Iterable[str]:
             ", ".join(filter(None, notes)),
             good,
         )
+
+
+def _other_reward_models(model: Section) -> Iterable[str]:
+    if "disagreement" in model:
+        yield f"other seeds differ by {_number(model['disagreement'])}"
+    found = [f["accuracy"] for f in model.get("folds", []) if f["accuracy"] is not None]
+    if found:
+        yield f"{_percent(sum(found) / len(found))} on new labelers in {len(found)} folds"
 
 
 def _swap_tiles(report: Section) -> Iterable[str]:

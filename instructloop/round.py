@@ -88,6 +88,7 @@ def round_report(
             "win_rates": verdict["win_rates"],
             "reward_win_rate": verdict["win_rates"]["reward_model"]["mean"],
             "reward_win_rate_ci95": verdict["win_rates"]["reward_model"]["ci95"],
+            "disagreement": {k: v for k, v in known.items() if k.startswith("disagreement_")},
         },
         "measures": verdict["measures"],
         "ppo": [{"iteration": int(row["step"]), **row} for row in ppo_figures(stages)],

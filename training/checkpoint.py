@@ -37,7 +37,8 @@ class Checkpoint:
         """Of the stage that will be saved into `folder`: the file is beside it, in CHECKPOINTS, and
         stays when the stage is done. `data` is what is trained on; its repr tells it from other.
         """
-        self.file = folder.parent / CHECKPOINTS / f"{folder.name}.pt"
+        self.folder = folder.parent / CHECKPOINTS
+        self.file = self.folder / f"{folder.name}.pt"
         self._every, self._parts = config.checkpoint_every, parts
         seen = hashlib.sha256(repr(data).encode()).hexdigest()
         self._of = {"config": config.model_dump(mode="json"), "data": seen}
@@ -69,7 +70,7 @@ class Checkpoint:
             return
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         state = {"of": self._of, "done": done, "random": torch.get_rng_state(), "parts": parts}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.file.with_name(f".{self.file.name}")
         try:
             with aside.open("wb") as file:
@@ -81,4 +82,4 @@ class Checkpoint:
             raise OSError(f"{self.file}: not written, what it held is still there") from e
         finally:
             aside.unlink(missing_ok=True)
-        fsync(self.file.parent)
+        fsync(self.folder)

@@ -2,6 +2,7 @@
 in comments.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -54,6 +55,9 @@ class SftConfig(StageConfig):
     # Pretraining examples per demonstration, and the weight of their loss (C.4: 10 %).
     pretraining_share: float = Field(default=0.1, ge=0, lt=1)
     pretraining_row_tokens: int = Field(default=128, ge=2)
+    # Keep every epoch's checkpoint and let PPO start from the one whose answers to validation
+    # prompts score best by the round's reward model (C.1), in place of the last.
+    choose_by_reward: bool = False
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
 
@@ -61,6 +65,12 @@ class SftConfig(StageConfig):
 class RewardModelConfig(StageConfig):
     """Reward model on K-way rankings (C.2)."""
 
+    # Folder of the model that it starts from; the SFT policy by default. Its tokenizer may differ.
+    base: Path | None = None
+    # Reward models of other seeds beside it, it included: they show where its reward is a guess.
+    ensemble: int = Field(default=1, ge=1)
+    # Groups of labelers, each left out once, to see how well it does on new ones (C.2: 5); 0: none.
+    folds: int = Field(default=0, ge=0)
     epochs: int = Field(default=1, ge=1)
     prompts_per_batch: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=9e-6, gt=0)

@@ -44,16 +44,20 @@ from training.objectives import KlController, explained_variance
 from training.optimizer import adam, autocast, average_weights, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
+from training.translation import Translation, alike
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The four models of PPO-ptx; reference and reward never change."""
+    """The four models of PPO-ptx; reference and reward never change. `translation` where the
+    reward model has a tokenizer of its own.
+    """
 
     policy: PreTrainedModel
     reference: PreTrainedModel
     value: RewardModel
     reward: RewardModel
+    translation: Translation | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def train_ppo(
     # 1. Models, prompts, optimizers.
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(sft)
-    nets = load_networks(sft, reward_model)
+    nets = load_networks(sft, reward_model, prompts)
     average = copy.deepcopy(nets.policy)
     prompt_ids = usable_prompts(config, tokenizer, prompts)
     documents = tokenizer(list(pretraining), add_special_tokens=False)["input_ids"]
@@ -154,15 +158,21 @@ def train_ppo(
     save_policy(average, tokenizer, folder)
 
 
-def load_networks(sft: Path, reward_model: Path) -> Networks:
+def load_networks(sft: Path, reward_model: Path, prompts: Sequence[PromptRow] = ()) -> Networks:
     """Policy and reference from the SFT model, value network and reward from the reward model; no
     dropout anywhere.
+
+    A value network reads the policy's tokens. Where the reward model has others, the value network
+    starts from the SFT model with a new head, and rewards are of the same text in other tokens.
     """
+    tokenizer, theirs = load_tokenizer(sft), load_tokenizer(reward_model)
+    same = alike(tokenizer, theirs)
     return Networks(
         policy=load_policy(sft).eval(),
         reference=load_policy(sft).eval().requires_grad_(False),
-        value=RewardModel.load(reward_model).eval(),
+        value=(RewardModel.load(reward_model) if same else RewardModel.from_policy(sft)).eval(),
         reward=RewardModel.load(reward_model).eval().requires_grad_(False),
+        translation=None if same else Translation(tokenizer, theirs, prompts),
     )
 
 
@@ -189,7 +199,8 @@ def evaluate_rollout(
     logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
     scores_B, entropies = torch.zeros(len(rollout)), []
     for part in without_padding(rollout, range(len(rollout))):
-        packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part])
+        pairs = [rollout.pairs[i] for i in part]
+        packed, at_M, targets_M = pack_pairs(pairs)
         rows_M, columns_M = rollout.mask_BR[part].nonzero(as_tuple=True)
         places = torch.tensor(part)[rows_M], columns_M
         with autocast(config.precision):
@@ -197,6 +208,8 @@ def evaluate_rollout(
             entropies.append(entropies_M)
             ref_BR[places], _ = packed_logprobs(nets.reference, packed, at_M, targets_M)
             values_BR[places] = nets.value.scores(packed, at_M)
+            if nets.translation is not None:
+                packed = nets.translation.packed(pairs, rollout.finished_B[part].tolist())
             scores_B[part] = nets.reward.scores(packed, packed.ends)
     scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
     rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, beta)

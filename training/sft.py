@@ -3,6 +3,7 @@ are not.
 """
 
 import random
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def train_sft(
     metrics: Metrics,
     pretraining: Sequence[str] = (),
 ) -> None:
-    """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`.
+    """Fine-tune the model in `parent` on `rows` and save it into the new folder `folder`; with
+    `choose_by_reward` each epoch's into `epoch-1`, `epoch-2` ... beside it.
 
     Documents of `pretraining` are mixed in, so that PPO does not start from a policy that forgot
     how to write (C.4). Goes on from its checkpoint where there is one.
@@ -86,10 +88,17 @@ def train_sft(
         norm = step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == len(batches) - 1:
             metrics.write(i, loss=loss, grad_norm=norm, rate=rate)
+        epoch, within = divmod((i + 1) * config.epochs, len(batches))
+        if config.choose_by_reward and not within:
+            kept = progress.folder / f"epoch-{epoch}"
+            shutil.rmtree(kept, ignore_errors=True)
+            save_policy(model, tokenizer, kept)
         progress.save(i + 1)
     metrics.write(len(batches), validation_loss=_validate(model, held_out))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)
+    for kept in progress.folder.glob("epoch-*"):
+        kept.rename(folder.with_name(kept.name))
 
 
 def _stream(

@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 from serving.settings import Settings
+from tests.docs import scaling
 from tests.serving import parity, test_parity, test_vllm, test_vllm_parity
 
 DOCS = Path(__file__).parents[2] / "docs"
-TABLE = re.compile(r"(<!-- serving/settings.py -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- (?:serving/settings|tests/docs/scaling).py -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def settings_table() -> str:
@@ -21,10 +24,14 @@ def settings_table() -> str:
 
 def pages() -> dict[Path, str]:
     """Each page with what it should say."""
-    configuration = DOCS / "configuration.md"
-    said = configuration.read_text(encoding="utf-8")
     return {
-        configuration: TABLE.sub(rf"\g<1>{settings_table()}\g<2>", said),
+        **{
+            DOCS / name: TABLE.sub(rf"\g<1>{table}\g<2>", (DOCS / name).read_text("utf-8"))
+            for name, table in (
+                ("configuration.md", settings_table()),
+                ("scaling.md", scaling.table()),
+            )
+        },
         DOCS / "parity.md": parity.page(test_parity, test_vllm_parity, test_vllm),
     }
 

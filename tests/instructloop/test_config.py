@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InvalidInput
-from instructloop.config import Plugin, load_config
+from instructloop.config import Plugin, RoundConfig, load_config
+from training.config import PpoConfig, RewardModelConfig, SftConfig
+from training.presets import PAPER
 
 MINIMAL = 'run = "r"\nlog = "sqlite:///l.db"\nregistry = "g"\n'
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,26 @@ def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
     assert config.rules.prompts_per_user == 200
 
 
+@pytest.mark.parametrize("name", ["paper-1.3b", "paper-6b"])
+def test_a_preset_of_the_paper_holds_its_numbers(tmp_path: Path, name: str) -> None:
+    config = load_config(written(tmp_path, f'preset = "{name}"\n' + MINIMAL))
+    assert (config.sft.epochs, config.sft.batch, config.sft.pretraining_share) == (2, 32, 0.1)
+    assert config.sft == SftConfig(epochs=2, choose_by_reward=True)
+    assert (config.reward_model, config.ppo) == (RewardModelConfig(), PpoConfig())
+    # Whatever a default becomes one day, the paper's number stays.
+    for section, numbers in PAPER.items():
+        assert len(numbers) >= 6
+        assert numbers.items() <= getattr(config, section).model_dump().items()
+
+
+def test_a_section_comes_on_top_of_its_preset(tmp_path: Path) -> None:
+    text = 'preset = "tiny"\n' + MINIMAL + "[ppo]\nbeta = 0.3\n"
+    config = load_config(written(tmp_path, text), seed=7)
+    assert (config.ppo.beta, config.ppo.batch, config.ppo.seed) == (0.3, 128, 7)
+    assert (config.sft.learning_rate, config.reward_model.precision) == (1.5e-3, "bf16")
+    assert RoundConfig.model_validate(config.model_dump()) == config
+
+
 def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL + "[base]\n"), seed=7)
     assert config.base is not None
@@ -36,6 +58,9 @@ def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
         ("[ppo]\nbeta = -1\n", "ppo.beta"),
         ("[base]\nvocab_size = 10\n", "base.vocab_size"),
         ("colour = 1\n", "colour"),
+        ('preset = "paper-175b"\n', "preset"),
+        ("preset = [1]\n", "preset"),
+        ('preset = "tiny"\nppo = 3\n', "ppo"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, extra: str, field: str) -> None:

@@ -24,6 +24,7 @@ from instructloop.loop import dataset_manifest
 from instructloop.round import run_round
 from instructloop.serve import bring_model
 from tests import tiny_models
+from training.config import RewardModelConfig, SftConfig
 
 ROUND = """
 model = "tiny"
@@ -140,8 +141,20 @@ def test_a_round_trains_on_a_model_that_was_brought(
     with pytest.raises(InvalidInput, match="--model: expected an empty registry"):
         bring_model(registry, other, "tiny", "test")
 
-    settings = config(tmp_path, win_rate=0.0).model_copy(update={"base": None})
-    report = run_round(settings, lambda _: None)
+    # Its SFT checkpoint is chosen, and its reward model is one of several.
+    changes = {
+        "base": None,
+        "sft": SftConfig(epochs=2, choose_by_reward=True),
+        "reward_model": RewardModelConfig(prompts_per_batch=8, ensemble=2, folds=2),
+    }
+    report = run_round(config(tmp_path, win_rate=0.0).model_copy(update=changes), lambda _: None)
+    rewards, policy = report["reward_model"], report["policy"]
+    assert min(rewards["disagreement"], *policy["disagreement"].values()) > 0
+    assert set(policy["disagreement"]) == {"disagreement_before", "disagreement_after"}
+    assert sum(fold["labelers"] for fold in rewards["folds"]) == 5
+    chosen = json.loads((tmp_path / "run" / "stages" / "choose" / "result.json").read_text())
+    assert set(chosen["mean_rewards"]) == {"epoch-1", "epoch-2"}
+    assert chosen["mean_rewards"][chosen["checkpoint"]] == max(chosen["mean_rewards"].values())
     after = registry.current()
     assert after is not None
     assert after.parent == brought.id

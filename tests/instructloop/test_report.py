@@ -27,6 +27,8 @@ def sample(**changes: Any) -> dict[str, Any]:
             "ci95": [0.815, 0.866],
             "ceiling": 0.87,
             "pairs": 1820,
+            "disagreement": 0.21,
+            "folds": [{"accuracy": a, "labelers": 3} for a in (0.8, 0.74, None)],
             "calibration": [
                 {"gap": g, "predicted": p, "observed": o, "pairs": n}
                 for g, p, o, n in (
@@ -168,6 +170,8 @@ def test_headline_figures_are_readable(html: str) -> None:
         "95 %: 67.1% to 75.2%",
         "84.2%",
         "ceiling 87.0%",
+        "other seeds differ by 0.21",
+        "77.0% on new labelers in 2 folds",
         "41.5 ms",
         "0 failed, 0 unstamped, 0 mixed",
         "LM loss 2.31 → 2.36",

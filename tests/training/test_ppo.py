@@ -97,6 +97,10 @@ def text_rows(world: World) -> Tensor:
     return TokenStream(ids, tokenizer.eos_token_id, 16, seed=0).take(4)
 
 
+def models(nets: Networks) -> list[torch.nn.Module]:
+    return [nets.policy, nets.reference, nets.value, nets.reward]
+
+
 def gradients(nets: Networks) -> list[Tensor]:
     grads = [p.grad.clone() for p in nets.policy.parameters() if p.grad is not None]
     nets.policy.zero_grad()
@@ -155,7 +159,7 @@ def test_only_policy_and_value_have_gradients(
     update(SMALL, nets, experience, [0, 1], text_rows)
     assert all(p.grad is None for m in (nets.reference, nets.reward) for p in m.parameters())
     assert nets.value.head.weight.grad is not None
-    assert not any(m.training for n in vars(nets).values() for m in n.modules())
+    assert not any(m.training for n in models(nets) for m in n.modules())
 
 
 def test_rewards_come_from_the_shifted_score_at_the_last_token(
@@ -329,7 +333,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 
 
 def test_networks_are_four_models_that_share_nothing(nets: Networks) -> None:
-    seen = [p.data_ptr() for n in vars(nets).values() for p in n.parameters()]
+    seen = [p.data_ptr() for n in models(nets) for p in n.parameters()]
     assert len(set(seen)) == len(seen)
     value, reward = copy.deepcopy(nets.value.state_dict()), nets.reward.state_dict()
     assert all(torch.equal(value[k], reward[k]) for k in reward)

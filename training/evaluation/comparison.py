@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training.config import EvaluationConfig, PpoConfig
@@ -50,28 +51,70 @@ def compare(
     Prompts longer than those of PPO are left out; answers are cut where PPO cuts them.
     """
     tokenizer = load_tokenizer(after)
+    chosen, prompts = _fitting(config, tokenizer, rows, lengths)
+
+    def answers(folder: Path, seed: int) -> Answers:
+        return _answer(config, sampler, folder, prompts, tokenizer, lengths, seed)
+
+    return Comparison(
+        chosen, prompts, answers(before, config.seed), answers(after, config.seed + 1)
+    )
+
+
+def mean_rewards(
+    config: EvaluationConfig,
+    sampler: Sampler,
+    checkpoints: Sequence[Path],
+    reward_model: Path,
+    rows: Sequence[PromptRow],
+    lengths: PpoConfig,
+) -> list[float]:
+    """What the reward model gives on average to the answers of each of `checkpoints`, sampled as in
+    `compare`, from one seed.
+    """
+    tokenizer = load_tokenizer(checkpoints[0])
+    chosen, prompts = _fitting(config, tokenizer, rows, lengths)
+    judge = reward_judge(reward_model, lengths.unfinished_reward)
+    means = []
+    for folder in checkpoints:
+        answers = _answer(config, sampler, folder, prompts, tokenizer, lengths, config.seed)
+        scores = [score for group in _scores(judge, chosen, answers) for score in group]
+        means.append(sum(scores) / len(scores))
+    return means
+
+
+def _fitting(
+    config: EvaluationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PromptRow],
+    lengths: PpoConfig,
+) -> tuple[list[PromptRow], list[list[int]]]:
+    """Up to `max_prompts` of `rows`, evenly spread, and their tokens."""
     rendered = [(row, render(tokenizer, row)) for row in rows]
     fitting = [pair for pair in rendered if fits(pair[1], [], lengths.max_prompt_tokens, 0)]
     if not fitting:
         limit = f"held-out prompts of at most {lengths.max_prompt_tokens} tokens"
         raise InvalidInput("evaluation prompts", limit, f"{len(rows)} rows, none fits")
     fitting = fitting[:: -(-len(fitting) // config.max_prompts)]
-    chosen, prompts = [row for row, _ in fitting], [prompt for _, prompt in fitting]
+    return [row for row, _ in fitting], [prompt for _, prompt in fitting]
 
-    def answers(folder: Path, seed: int) -> Answers:
-        sampler.load(load_policy(folder).state_dict())
-        samples = sampler.sample(
-            prompts, lengths.max_response_tokens, seed, config.samples_per_prompt
-        )
-        texts = [
-            [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in group]
-            for group in samples
-        ]
-        return Answers(samples, texts)
 
-    return Comparison(
-        chosen, prompts, answers(before, config.seed), answers(after, config.seed + 1)
-    )
+def _answer(
+    config: EvaluationConfig,
+    sampler: Sampler,
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: PpoConfig,
+    seed: int,
+) -> Answers:
+    sampler.load(load_policy(folder).state_dict())
+    samples = sampler.sample(prompts, lengths.max_response_tokens, seed, config.samples_per_prompt)
+    texts = [
+        [str(tokenizer.decode(list(s.token_ids), skip_special_tokens=True)) for s in group]
+        for group in samples
+    ]
+    return Answers(samples, texts)
 
 
 @dataclass(frozen=True)
@@ -87,8 +130,8 @@ def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
     """Win rate of `after`: over all pairs of samples of a prompt, a tie counting half; interval by
     person.
     """
-    before = _scores(judge, comparison, comparison.before)
-    after = _scores(judge, comparison, comparison.after)
+    before = _scores(judge, comparison.rows, comparison.before)
+    after = _scores(judge, comparison.rows, comparison.after)
     rates = [
         sum((a > b) + 0.5 * (a == b) for a in new for b in old) / (len(new) * len(old))
         for old, new in zip(before, after, strict=True)
@@ -118,11 +161,11 @@ def reward_judge(folder: Path, unfinished_reward: float) -> Judge:
     return judge
 
 
-def _scores(judge: Judge, comparison: Comparison, answers: Answers) -> list[list[float]]:
-    rows = [row for row, group in zip(comparison.rows, answers.texts, strict=True) for _ in group]
+def _scores(judge: Judge, rows: Sequence[PromptRow], answers: Answers) -> list[list[float]]:
+    repeated = [row for row, group in zip(rows, answers.texts, strict=True) for _ in group]
     texts = [text for group in answers.texts for text in group]
     finished = [s.finished for group in answers.samples for s in group]
-    flat = iter(judge(rows, texts, finished))
+    flat = iter(judge(repeated, texts, finished))
     return [[next(flat) for _ in group] for group in answers.texts]
 
 
