@@ -61,7 +61,8 @@ def kept(shape: Shape, tokens: int) -> int:
     packed = Packed([Tree(range(tokens))])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_states(backbone, packed, torch.arange(tokens))
-    return sum(storage.nbytes() for storage in found.values()) // 4
+    held: int = sum(storage.nbytes() for storage in found.values())
+    return held // 4
 
 
 @pytest.mark.parametrize("tokens", [16, 33])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ class Counting(Here):
 
     def __init__(self, source: EventSource) -> None:
         super().__init__(source)
-        self.tasks: list[object] = []
+        self.tasks: list[Any] = []
 
     def map(self, work, tasks):  # type: ignore[no-untyped-def]
         self.tasks += tasks
@@ -39,7 +40,7 @@ class Counting(Here):
 
     def outlined(self) -> list[tuple[str, int]]:
         """Topic and first offset of each segment that was read anew."""
-        return [(s.topic, s.start) for s, n in self.tasks if isinstance(n, int)]  # type: ignore[misc]
+        return [(s.topic, s.start) for s, n in self.tasks if isinstance(n, int)]
 
 
 @pytest.fixture
