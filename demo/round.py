@@ -39,7 +39,7 @@ from training.model import hide_progress_bars
 CONFIG = Path(__file__).with_name("demo.toml")
 PEOPLE = 108
 PROMPTS_EACH = 30
-DEMONSTRATIONS = 52_000
+DEMONSTRATIONS = 56_000
 # Fewer demonstrations each than the dataset takes of one person.
 LABELERS = 300
 DOCUMENTS = 8_000

@@ -91,7 +91,7 @@ def _expect_generation(task: Task) -> Expectation:
 def _answer_generation(task: Task, rng: Random) -> str:
     rule, where = task.slot("rule").strip(), task.slot("where")
     animal, thing = f"a {task.slot('animal')}", f"a {task.slot('thing')}"
-    if rule not in (SHORT, NO_COLOUR) and rng.random() < 0.3:
+    if rule not in (SHORT, NO_COLOUR) and rng.random() < 0.1:
         thing = thing.replace("a ", f"a {rng.choice(COLOURS)} ")
     if rule != SHORT and rng.random() < 0.3:
         animal = animal.replace("a ", f"a {rng.choice(SIZES)} ")
@@ -306,9 +306,9 @@ def _answer_summarisation(task: Task, rng: Random) -> str:
     match = _STORY.fullmatch(task.slot("text"))
     if match is None:
         raise ValueError(f"task.prompt: expected a story of this world, got {task.prompt!r}")
-    who, place, _, _, thing, _, _, other, _ = match.groups()
+    who, place, _, colour, thing, _, _, other, _ = match.groups()
     gift = f" and gave it to {other}" if other else ""
-    return f"{who} found a {thing} in the {place}{gift}."
+    return f"{who} found a {colour} {thing} in the {place}{gift}."
 
 
 @dataclass(frozen=True)

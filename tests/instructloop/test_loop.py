@@ -144,7 +144,7 @@ def test_a_round_trains_on_a_model_that_was_brought(
     # Its SFT checkpoint is chosen, and its reward model is one of several.
     changes = {
         "base": None,
-        "sft": SftConfig(epochs=2, choose_by_reward=True),
+        "sft": SftConfig(epochs=2, batch=1, learning_rate=1e-2, choose_by_reward=True),
         "reward_model": RewardModelConfig(prompts_per_batch=8, ensemble=2, folds=2),
     }
     report = run_round(config(tmp_path, win_rate=0.0).model_copy(update=changes), lambda _: None)
