@@ -52,7 +52,8 @@ def _cluster(address: KafkaAddress, settings: KafkaSettings) -> Iterator[Finding
         reached = reached or all(finding.ok for finding in findings)
     if not reached:
         return
-    from feedback.log.kafka import KafkaLog, topic_states
+    from feedback.log.cluster import topic_states
+    from feedback.log.kafka import KafkaLog
 
     try:
         states = topic_states(address, settings)
