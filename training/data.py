@@ -69,23 +69,50 @@ def prompt_text(row: PromptRow) -> str:
 
 def render(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> list[int]:
     """The prompt's token ids exactly as the server feeds them to the model."""
-    if row.text:
-        return list(tokenizer(row.text)["input_ids"])
+    return render_all(tokenizer, [row])[0]
+
+
+def render_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]) -> list[list[int]]:
+    """`render` of many rows: a tokenizer takes many texts at once in a fraction of the time."""
+    raw = iter(_token_ids(tokenizer, [row.text for row in rows if row.text], whole=True))
+    chats = [_conversation(tokenizer, row) for row in rows if not row.text]
+    rendered = iter(_token_ids(tokenizer, chats))
+    return [next(raw if row.text else rendered) for row in rows]
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> str:
     text = tokenizer.apply_chat_template(
         [{"role": m["role"], "content": m["content"]} for m in row.messages],
         chat_template=tokenizer.chat_template or PLAIN_CHAT_TEMPLATE,
         tokenize=False,
         add_generation_prompt=True,
     )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return str(text)
 
 
 def encode_response(
     tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True
 ) -> list[int]:
     """The response's token ids; a finished one ends with end-of-text, a cut one does not."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    [ids] = _token_ids(tokenizer, [text])
     return [*ids, tokenizer.eos_token_id] if finished else ids
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Iterator[list[int]]:
+    """`encode_response` of many finished ones."""
+    return ([*ids, tokenizer.eos_token_id] for ids in _token_ids(tokenizer, texts))
+
+
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, whole: bool = False
+) -> list[list[int]]:
+    """Of each text; a `whole` one has the special tokens that the tokenizer puts around it."""
+    if not texts:
+        return []
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=whole)["input_ids"]
+    return found
 
 
 def fits(

@@ -18,9 +18,9 @@ from training.config import SftConfig
 from training.data import (
     SftRow,
     TokenStream,
-    encode_response,
+    encode_responses,
     fits,
-    render,
+    render_all,
     shuffled_batches,
 )
 from training.likelihood import accumulate_mixed_likelihood
@@ -140,7 +140,8 @@ def _validate(model: PreTrainedModel, pairs: Sequence[Pair]) -> float:
 def _encode(
     config: SftConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow]
 ) -> list[Pair]:
-    pairs = [(render(tokenizer, row), encode_response(tokenizer, row.response)) for row in rows]
+    responses = encode_responses(tokenizer, [row.response for row in rows])
+    pairs = zip(render_all(tokenizer, rows), responses, strict=True)
     return [
         p for p in pairs if fits(p[0], [p[1]], config.max_prompt_tokens, config.max_response_tokens)
     ]
