@@ -17,6 +17,7 @@ SUITES = (
     "ppo",
     "resume",
     "reward_model",
+    "schema",
     "serving",
     "sft",
     "swap",

@@ -15,6 +15,7 @@ import datetime as dt
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ from pydantic import (
 from contracts.artifact import ArtifactStore, fsync, write_text_durably
 from contracts.errors import CorruptArtifact, InvalidInput, NotFound
 from contracts.rollout import Rollout
+
+# It names a file.
+RELEASE_ID = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,99}"
 
 
 class Canary(BaseModel):
@@ -214,8 +218,9 @@ class ReleaseRegistry:
         return parent
 
     def _file(self, release_id: str) -> Path:
-        if not release_id or "/" in release_id or release_id.startswith("."):
-            raise InvalidInput("release.id", "a name without slashes", release_id)
+        if not re.fullmatch(RELEASE_ID, release_id):
+            expected = "a name without slashes: up to 100 letters, digits, dots and dashes"
+            raise InvalidInput("release.id", expected, release_id)
         return self.root / "releases" / f"{release_id}.json"
 
     def _read(self, name: str) -> str | None:

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Scope
 
@@ -22,7 +24,9 @@ from contracts.errors import (
     Unauthenticated,
 )
 from contracts.events import MAX_SCORE, MIN_SCORE, Stamper
+from contracts.fields import WHOLE, Metadata
 from contracts.log import EventSink, EventSource
+from contracts.refusal import DOCUMENTED, error_body
 from contracts.v1 import events_pb2 as pb
 from feedback import notice, stored
 from feedback.completions import Completions
@@ -41,10 +45,17 @@ _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+# For the document alone: who asks is for `authenticate` to say.
+_KEY = HTTPBearer(scheme_name="key", description="An API key.", auto_error=False)
+
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 # Repeated, a request with the same key is the same event; and where it was made.
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=256)]
-Page = Annotated[Literal["playground"] | None, Header(alias="X-Instructloop-Source")]
+Key = Annotated[
+    str | SkipJsonSchema[None], Header(alias="Idempotency-Key", min_length=1, max_length=256)
+]
+Page = Annotated[
+    Literal["playground"] | SkipJsonSchema[None], Header(alias="X-Instructloop-Source")
+]
 
 
 def _example(**values: Any) -> ConfigDict:
@@ -68,14 +79,10 @@ class About(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     completion_id: Text
-    # OpenAI's bounds on metadata.
-    metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-        Field(max_length=16),
-    ] = {}
+    metadata: Metadata = {}
 
 
-Index = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
+Index = Annotated[int, Field(strict=True, ge=0, lt=1 << 32), WHOLE]
 Words = Annotated[str, Field(min_length=1, max_length=65_536, pattern=r"\S")]
 
 
@@ -99,7 +106,7 @@ class RatingRequest(About):
     )
 
     output: Index
-    score: Annotated[int, Field(strict=True, ge=MIN_SCORE, le=MAX_SCORE)]
+    score: Annotated[int, Field(strict=True, ge=MIN_SCORE, le=MAX_SCORE), WHOLE]
 
 
 class EditRequest(About):
@@ -134,8 +141,8 @@ def create_app(
     Routes are plain functions, so that appends run in threads, off the event loop.
     """
 
-    def principal(authorization: Annotated[str | None, Header()] = None) -> Principal:
-        who = authenticate(authorization)
+    def principal(request: Request, _: Annotated[object, Depends(_KEY)]) -> Principal:
+        who = authenticate(request.headers.get("authorization"))
         if "feedback" not in who.scopes:
             raise AccessDenied(
                 "You have insufficient permissions for this operation. Missing scopes: feedback.",
@@ -144,7 +151,11 @@ def create_app(
         return who
 
     app = FastAPI(
-        docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(principal)]
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(principal)],
+        responses=DOCUMENTED,
     )
     completions = Completions(source)
     intake = Intake(sink, source, completions, consent, stamper)
@@ -246,6 +257,8 @@ class _Pages(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         if path == "v1" or path.startswith("v1/"):  # an API's path that no route took
             raise StarletteHTTPException(404, f"Invalid URL ({scope['method']} /{path})")
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise StarletteHTTPException(405, "A page is read only", {"allow": "GET, HEAD"})
         response = await super().get_response(path, scope)
         response.headers.update(_PAGE_HEADERS)
         return response
@@ -325,7 +338,4 @@ def _refusal(
     headers: Mapping[str, str] | None = None,
     kind: str | None = None,
 ) -> JSONResponse:
-    by_status = {403: "permission_error", 500: "server_error", 503: "server_error"}
-    kind = kind or by_status.get(status, "invalid_request_error")
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status, dict(headers or {}))
+    return JSONResponse(error_body(status, message, param, code, kind), status, dict(headers or {}))

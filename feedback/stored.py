@@ -9,6 +9,7 @@ from itertools import dropwhile, islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic.json_schema import SkipJsonSchema
 
 from contracts.access import Principal
 from contracts.errors import InvalidInput, NotFound
@@ -18,7 +19,7 @@ from contracts.v1 import events_pb2 as pb
 from feedback.completions import Completions
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(min_length=1, max_length=256)]
+After = Annotated[str | SkipJsonSchema[None], Query(min_length=1, max_length=256)]
 Order = Literal["asc", "desc"]
 _METADATA = re.compile(r"metadata\[([^\[\]]{1,64})\]")
 
@@ -93,7 +94,7 @@ def _add(
     def list_stored(
         who: Who,
         request: Request,
-        model: Annotated[str | None, Query(max_length=256)] = None,
+        model: Annotated[str | SkipJsonSchema[None], Query(max_length=256)] = None,
         limit: Limit = 20,
         after: After = None,
         order: Order = "asc",
@@ -105,11 +106,13 @@ def _add(
     def get_stored(completion_id: str, who: Who) -> dict[str, Any]:
         return described(one(chat, who, completion_id))
 
-    @routes.post(f"{base}/{{completion_id}}", operation_id=f"update_{name}")
+    @routes.post(f"{base}/{{completion_id}}", include_in_schema=False)
     def update_stored(completion_id: str, who: Who) -> dict[str, Any]:
         """Refused: what was recorded is not changed afterwards."""
         raise HTTPException(
-            405, "A stored completion is not changed; say more about it with /v1/feedback/comments."
+            405,
+            "A stored completion is not changed; say more about it with /v1/feedback/comments.",
+            {"allow": "DELETE, GET"},
         )
 
     @routes.delete(f"{base}/{{completion_id}}", operation_id=f"delete_{name}")
@@ -128,7 +131,7 @@ class _Window:
         if self._after is not None:
             items = dropwhile(lambda item: item["id"] != self._after, items)
             if next(items, None) is None:
-                raise InvalidInput("after", "an id of this list", self._after)
+                raise NotFound(f"after: no {self._after!r} is in this list", "after")
         found = list(islice(items, self._limit + 1))
         data = found[: self._limit]
         return {

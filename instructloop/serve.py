@@ -5,6 +5,7 @@ import logging
 import secrets
 import tempfile
 import traceback
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from contracts.access import Authenticate, ConsentReader, Principal
 from contracts.errors import InvalidInput
@@ -71,6 +75,7 @@ def create_app(
         rights=Rights(events, events, registry, consent=consent),
     )
     app.openapi_schema = _together(app.openapi(), feedback.openapi())
+    app.router.routes.append(_OtherMethods([*app.routes, *feedback.routes]))
     app.mount("/", feedback)
     return app
 
@@ -131,6 +136,33 @@ def _limited(authenticate: Authenticate, limiter: Limiter) -> Authenticate:
         return who
 
     return known
+
+
+class _OtherMethods(BaseRoute):
+    """Refuses a method that a path of either application does not have, and names those that it
+    has. By themselves each would name its own, and the first would leave it to the second.
+    """
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = [route for route in routes if isinstance(route, Route)]
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        found = [(route.matches(scope)[0], route) for route in self._routes]
+        known = {m for match, r in found if match is Match.PARTIAL for m in self._told(r)}
+        taken = any(match is Match.FULL for match, _ in found)
+        return (Match.FULL, {"allowed": known}) if known and not taken else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = ", ".join(sorted(scope["allowed"]))
+        detail = f"Method {scope['method']} is not allowed here; allowed: {allowed}"
+        raise HTTPException(405, detail, {"allow": allowed})
+
+    @staticmethod
+    def _told(route: Route) -> Collection[str]:
+        """Without those that only say why they refuse."""
+        return route.methods or () if route.include_in_schema else ()
 
 
 def _together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -4,16 +4,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.release import ReleaseRegistry
+from contracts.release import RELEASE_ID, ReleaseRegistry
 from serving.engine import Body
 from serving.replica import ReplicaReporter
 from serving.swap import WeightSwapper
+
+ReleaseId = Annotated[str, Field(pattern=rf"^{RELEASE_ID}$")]
 
 
 class Wanted(BaseModel):
@@ -21,7 +23,7 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    release: str
+    release: ReleaseId
 
 
 class Pinned(BaseModel):
@@ -29,7 +31,7 @@ class Pinned(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    release: str | None = None
+    release: ReleaseId | None = None
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from contracts.access import Principal
 from contracts.errors import NotFound
+from contracts.refusal import error_body
 from contracts.release import Release
 from serving.ahead import read_ahead
 from serving.content_filter import FINISH, ContentFilter, filtered, filtered_stream
 from serving.engine import Body, Engine, EngineRefused, Kind
-from serving.errors import engine_error_body, error_body
+from serving.errors import engine_error_body
 from serving.gate import CutShort, Gate
 from serving.limits import Limiter
 from serving.metrics import Metrics

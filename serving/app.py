@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from contracts.access import Authenticate, ConsentReader
 from contracts.events import Stamper
 from contracts.log import EventSink
+from contracts.refusal import DOCUMENTED
 from contracts.release import ReleaseRegistry
 from serving import admin, content_filter, errors, openai, telemetry
 from serving import keys as key_routes
@@ -30,6 +32,11 @@ from serving.settings import Settings
 from serving.swap import WeightSwapper
 
 log = logging.getLogger(__name__)
+
+# For the OpenAPI document.
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 # How long a server may take to end after its engine.
 END_BOUND_S = 20.0
@@ -100,6 +107,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(door)],
+        responses=DOCUMENTED,
         # `name@release` and other ids hold what a redirect would spoil.
         redirect_slashes=False,
     )
@@ -124,8 +132,11 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
 def _metrics_route(metrics: Metrics, door: Door) -> APIRouter:
     routes = APIRouter(tags=["operations"])
 
-    @routes.get("/metrics", dependencies=[Depends(door.opens("metrics", "admin"))])
+    opened = [Depends(door.opens("metrics", "admin"))]
+
+    @routes.get("/metrics", dependencies=opened, response_class=Response, responses=METRICS)
     def read_metrics() -> Response:
+        """In Prometheus's format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     return routes

@@ -15,22 +15,12 @@ from contracts.errors import (
     NotFound,
     Unauthenticated,
 )
+from contracts.refusal import error_body
 from serving.engine import EngineRefused
 from serving.gate import CutShort
 
 # How long a client waits before it asks again while the model is loading.
 RETRY_AFTER_S = "5"
-
-
-def error_body(
-    status: int,
-    message: str,
-    param: str | None = None,
-    code: str | None = None,
-    type_: str | None = None,
-) -> dict[str, dict[str, str | None]]:
-    kind = type_ or _type(status)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def engine_error_body(error: EngineRefused) -> dict[str, dict[str, str | None]]:
@@ -111,9 +101,3 @@ def _response(
     status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     return JSONResponse(body, status, headers)
-
-
-def _type(status: int) -> str:
-    if status == 403:
-        return "permission_error"
-    return "server_error" if status >= 500 else "invalid_request_error"

@@ -6,10 +6,11 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.access import USER_SCOPES, Scope
+from contracts.fields import WHOLE
 from serving.access import Door, KeyInfo, KeyStore
 
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
-PerMinute = Annotated[int, Field(ge=0, lt=1 << 31)]
+PerMinute = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
 
 
 class KeyRequest(BaseModel):

@@ -19,6 +19,7 @@ from serving.engine import Body, Kind
 from serving.limits import estimated_tokens
 from serving.recorder import Permit, recordable_prompt
 from serving.request import checked, described, parse, prompts
+from serving.response import documented
 from serving.telemetry import visit_of
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,19 @@ def router(desk: Desk, door: Door, consent: ConsentReader, limits: Limits) -> AP
     Caller = Annotated[Principal, Depends(door.opens("complete"))]
     clerk = _Clerk(desk, consent, limits)
 
-    @routes.post("/completions", openapi_extra=described("completions"))
+    @routes.post(
+        "/completions",
+        openapi_extra=described("completions", limits.max_n),
+        responses=documented("completions"),
+    )
     async def create_completion(request: Request, caller: Caller) -> Answer:
         return await clerk.answer("completions", request, caller)
 
-    @routes.post("/chat/completions", openapi_extra=described("chat"))
+    @routes.post(
+        "/chat/completions",
+        openapi_extra=described("chat", limits.max_n),
+        responses=documented("chat"),
+    )
     async def create_chat_completion(request: Request, caller: Caller) -> Answer:
         return await clerk.answer("chat", request, caller)
 

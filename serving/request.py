@@ -10,21 +10,17 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.errors import InvalidInput
+from contracts.fields import Metadata
 from serving.engine import Body, Kind
 
 MAX_CHOICES = 128
 
-# OpenAI's bounds on metadata.
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
 Bias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-    Field(max_length=1024),
+    Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
 ]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -73,6 +69,16 @@ class StructuredOutputs(_Part):
     json_object: Literal[True] | None = None
 
 
+def _beside(field: str, silent: Body, other: str, says: Body) -> dict[str, Body]:
+    """In JSON Schema: unless it is `silent`, `field` is there beside an `other` that `says`."""
+    without = {"properties": {field: silent}}
+    return {field: {"anyOf": [without, {"required": [other], "properties": {other: says}}]}}
+
+
+_NULL: Body = {"type": "null"}
+_STREAMED = _beside("stream_options", _NULL, "stream", {"const": True})
+
+
 class Sampled(_Part):
     """What completions and chat share."""
 
@@ -83,7 +89,7 @@ class Sampled(_Part):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Bias | None = None
@@ -103,6 +109,8 @@ class Sampled(_Part):
 
 
 class CompletionRequest(Sampled):
+    model_config = ConfigDict(json_schema_extra={"dependentSchemas": _STREAMED})
+
     prompt: (
         Annotated[str, Field(max_length=1 << 20)]
         | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -134,6 +142,18 @@ class ToolCall(_Part):
 
 class Message(_Part):
     """One turn; only text, so that the server fetches nothing that a request names."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                {
+                    "required": ["tool_calls"],
+                    "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array"}},
+                },
+            ]
+        }
+    )
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
@@ -181,6 +201,16 @@ class SchemaFormat(_Part):
 
 
 class ChatRequest(Sampled):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "dependentSchemas": {
+                **_STREAMED,
+                **_beside("top_logprobs", _NULL, "logprobs", {"const": True}),
+                **_beside("tool_choice", {"enum": ["none", None]}, "tools", {"type": "array"}),
+            }
+        }
+    )
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -301,10 +331,13 @@ def prompts(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
-def described(kind: Kind) -> Body:
+def described(kind: Kind, max_n: int) -> Body:
     """The request body for the OpenAPI document, with every part of it in place."""
     schema = REQUEST[kind].model_json_schema()
     whole = _in_place(schema, schema.pop("$defs"))
+    for name in {"n", "best_of"} & whole["properties"].keys():
+        integer, _ = whole["properties"][name]["anyOf"]
+        integer["maximum"] = min(max_n, integer["maximum"])
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
 
 

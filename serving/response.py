@@ -1,13 +1,80 @@
 """The engine's bodies as OpenAI's: only its fields, and best_of's choice among the samples."""
 
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
 from contracts.release import Release
-from serving.engine import Body
+from serving.engine import Body, Kind
 
 # What OpenAI's bodies have; the engine's own extras stay inside.
 FIELDS = ("id", "object", "created", "model", "choices", "usage")
 CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason")
 TOKEN_FIELDS = ("token_ids", "prompt_token_ids")
 MESSAGE_FIELDS = ("role", "content", "refusal")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class Message(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    tool_calls: list[dict[str, Any]] = []
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: Message
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class Completed(BaseModel):
+    """What both bodies have. These are for the OpenAPI document, which says what is always there;
+    a body itself is put together by `public`.
+    """
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage
+
+
+class TextCompletion(Completed):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class ChatCompletion(Completed):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+BODY: dict[Kind, type[Completed]] = {"completions": TextCompletion, "chat": ChatCompletion}
+
+
+def documented(kind: Kind) -> dict[int | str, Body]:
+    """The responses for the OpenAPI document: a body, or its chunks as server-sent events."""
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    return {
+        200: {
+            "model": BODY[kind],
+            "description": "OpenAI's object; with stream, its chunks, and [DONE].",
+            "content": {"text/event-stream": {"itemSchema": event}},
+        }
+    }
 
 
 def public(body: Body, release: Release, *, token_ids: bool, usage: bool) -> Body:

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import error_body
+from contracts.refusal import error_body
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -85,7 +85,7 @@ def test_a_release_without_its_artifacts_is_not_published(
     assert registry.current() is None
 
 
-@pytest.mark.parametrize("id", ["", "../r0001", ".hidden", "a/b"])
+@pytest.mark.parametrize("id", ["", "../r0001", ".hidden", "a/b", "a\0b", "a\n", "a" * 101])
 def test_an_id_that_is_no_name_is_refused(
     registry: ReleaseRegistry, artifact: str, id: str
 ) -> None:

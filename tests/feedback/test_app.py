@@ -388,6 +388,9 @@ def test_each_kind_of_feedback_is_an_event(client: TestClient, log: Log, kind: s
     [
         ("ratings", {"score": 8}, "score"),
         ("ratings", {"score": 0}, "score"),
+        ("ratings", {"score": "6"}, "score"),
+        ("ratings", {"score": 6.5}, "score"),
+        ("ratings", {"output": True}, "output"),
         ("ratings", {"output": 3}, "output"),
         ("ratings", {"output": -1}, "output"),
         ("edits", {"text": " "}, "text"),
@@ -402,6 +405,19 @@ def test_malformed_feedback_names_the_field(
     answer = client.post(f"/v1/feedback/{kind}", headers=ANN, json=SAID[kind] | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert log.ends(kind)[0] == 0
+
+
+@pytest.mark.usefixtures("opted_in")
+def test_a_page_after_what_is_not_in_the_list_is_not_found(client: TestClient) -> None:
+    assert client.get("/v1/completions", headers=ANN, params={"after": "c1"}).json()["data"] == []
+    answer = client.get("/v1/completions", headers=ANN, params={"after": "c9"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "after")
+
+
+@pytest.mark.usefixtures("opted_in")
+def test_a_number_without_a_fraction_is_whole(client: TestClient) -> None:
+    answer = client.post("/v1/feedback/ratings", headers=ANN, json=SAID["ratings"] | {"score": 6.0})
+    assert answer.json()["score"] == 6
 
 
 @pytest.mark.usefixtures("opted_in")

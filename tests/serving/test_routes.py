@@ -92,6 +92,40 @@ def test_an_admin_makes_and_revokes_keys(here: House) -> None:
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "scopes.0")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/completions", {"GET", "POST"}),  # one application has each
+        ("OPTIONS", "/v1/chat/completions", {"GET", "POST"}),
+        ("PATCH", "/v1/models/tiny", {"GET", "DELETE"}),
+        ("GET", "/v1/admin/swap", {"POST"}),
+        ("GET", "/v1/feedback/edits", {"POST"}),
+        ("PUT", "/v1/completions/x", {"GET", "DELETE"}),
+        ("POST", "/v1/completions/x", {"GET", "DELETE"}),  # told why
+        ("POST", "/", {"GET", "HEAD"}),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    here: House, method: str, path: str, allowed: set[str]
+) -> None:
+    with here.client() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_every_operation_documents_its_key_and_its_refusals(here: House) -> None:
+    document = httpx.get(f"{here.url}/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["security"] == [{"key": []}], (method, path)
+            assert operation["responses"].keys() == {"200", "4XX", "5XX"}, (method, path)
+            names = {p["name"].lower() for p in operation.get("parameters", [])}
+            assert "authorization" not in names, (method, path)
+
+
 def test_the_document_shows_examples_of_feedback(here: House) -> None:
     document = httpx.get(f"{here.url}/openapi.json").json()
     for kind in ("Ranking", "Rating", "Edit", "Comment"):
