@@ -3,9 +3,11 @@
 import datetime as dt
 import logging
 import secrets
+import signal
 import tempfile
+import threading
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from feedback.vault import open_events
 from feedback.vault.sealed import SealedLog
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
+from serving.app import end_process
 from serving.engine import Engine, VllmEngine
 from serving.limits import Limiter
 from serving.settings import Settings
@@ -51,6 +54,7 @@ def create_app(
     events: SealedLog,
     spool: SpoolSettings,
     engine: Engine | None = None,
+    on_engine_failure: Callable[[], None] = end_process,
 ) -> FastAPI:
     """Completions, feedback and the Playground as one application, on vLLM by default, with one
     OpenAPI document.
@@ -65,6 +69,7 @@ def create_app(
         registry,
         keys.authenticate,
         recordable,
+        on_engine_failure=on_engine_failure,
         keys=keys,
     )
     feedback = create_feedback(
@@ -80,14 +85,28 @@ def create_app(
     return app
 
 
-def serve(place: Place, settings: Settings, host: str, port: int) -> None:
-    """Run until SIGTERM or Ctrl-C; what is in flight finishes, within the bound."""
+def serve(
+    place: Place, settings: Settings, host: str, port: int, engine: Engine | None = None
+) -> None:
+    """Run until SIGTERM or Ctrl-C; what is in flight finishes, within the bound, and its events are
+    written. Ends the process with status 0, or with 1 where the engine failed.
+    """
     configure_logging(settings.log_format)
     hide_messages_of_exceptions()
-    spool = SpoolSettings()
+    spool, failed = SpoolSettings(), threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        end_process()
+
+    def end(*_: object) -> None:
+        raise SystemExit(1 if failed.is_set() else 0)
+
+    # Uvicorn drains, then raises the signal again: by default the process would end right there.
+    signal.signal(signal.SIGTERM, end)
     with closing(open_events(place.log, spool=spool)) as events:
         uvicorn.run(
-            create_app(place, settings, events, spool),
+            create_app(place, settings, events, spool, engine, fail),
             host=host,
             port=port,
             log_config=None,
