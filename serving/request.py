@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from contracts.errors import InvalidInput
 from contracts.fields import Metadata
@@ -69,13 +70,14 @@ class StructuredOutputs(_Part):
     json_object: Literal[True] | None = None
 
 
-def _beside(field: str, silent: Body, other: str, says: Body) -> dict[str, Body]:
+def _beside(field: str, silent: JsonDict, other: str, says: JsonDict) -> JsonDict:
     """In JSON Schema: unless it is `silent`, `field` is there beside an `other` that `says`."""
-    without = {"properties": {field: silent}}
-    return {field: {"anyOf": [without, {"required": [other], "properties": {other: says}}]}}
+    without: JsonDict = {"properties": {field: silent}}
+    beside: JsonDict = {"required": [other], "properties": {other: says}}
+    return {field: {"anyOf": [without, beside]}}
 
 
-_NULL: Body = {"type": "null"}
+_NULL: JsonDict = {"type": "null"}
 _STREAMED = _beside("stream_options", _NULL, "stream", {"const": True})
 
 
