@@ -1,10 +1,10 @@
 """Parts of a training step over the plain way to write them: head, GAE, ranked loss."""
 
 import multiprocessing
-import resource
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -64,9 +64,16 @@ def peak(work: Callable[[], Callable[[], float]]) -> float:
 def _grow(work: Callable[[], Callable[[], float]]) -> float:
     torch.set_num_threads(1)
     run = work()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     run()
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _peak_bytes() - before
+
+
+def _peak_bytes() -> float:
+    """Of this program; getrusage's peak would count the process that started it, too."""
+    status = Path("/proc/self/status").read_text("utf-8").splitlines()
+    [line] = [line for line in status if line.startswith("VmHWM:")]
+    return 1024.0 * int(line.split()[1])
 
 
 def _head() -> tuple[Tensor, Tensor, Tensor, Tensor]:
