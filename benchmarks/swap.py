@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.cancelled import cancelled
 from benchmarks.result import Figure, figure
 from contracts.release import ReleaseRegistry
 from tests import tiny_models
@@ -33,6 +34,8 @@ from tests.serving.bad_releases import BAD
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 SWAPS = 12 if QUICK else 200
 PAUSES = 3 if QUICK else 20
+# Of them a quarter is not cancelled, and some are answered before they are.
+REQUESTS = 400 if QUICK else 20_000
 CLIENTS = 16
 WEIGHT_SETS = 4
 TOKENS = 24
@@ -76,7 +79,7 @@ def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as aside:
         root = Path(aside)
         with _server(root / "small", _small_folders(root, tied=False)) as server:
-            figures = _load(server) + _bad_releases(server, root)
+            figures = _load(server) + _cancelled(server) + _bad_releases(server, root)
         with _server(root / "large", _large_folders(root), CANARY_TOKENS) as server:
             figures += _pauses(server)
         for tied in () if QUICK else (False, True):
@@ -226,6 +229,11 @@ def _load(server: Server) -> list[Figure]:
             for name in ("failed", "mixed", "unstamped", "stale_cache")
         ),
     ]
+
+
+def _cancelled(server: Server) -> list[Figure]:
+    server.swap_to("r0")
+    return cancelled(server.url, server.folders["r0"], REQUESTS)
 
 
 def _bad_releases(server: Server, root: Path) -> list[Figure]:

@@ -1,5 +1,6 @@
 """The server on a real engine, as its clients see it."""
 
+import asyncio
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from contracts.v1 import events_pb2 as pb
 from tests import tiny_models
 from tests.conftest import VllmServer
 from tests.serving.bad_releases import BAD
+from tests.serving.cancelled import canaries, cancel_many
 from tests.serving.parity import row
 
 pytestmark = pytest.mark.vllm
@@ -348,3 +350,23 @@ def test_bad_release_of_each_kind_is_refused_while_serving_goes_on(
     }
     assert transitions == {pb.RELEASE_TRANSITION_REFUSED, pb.RELEASE_TRANSITION_ROLLED_BACK}
     vllm_server.registry.publish(good)
+
+
+def test_cancelled_requests_leave_no_slot_taken_and_cross_no_answer(
+    vllm_server: VllmServer,
+) -> None:
+    serving = httpx.get(f"{vllm_server.url}/readyz").json()["release"]
+    known, before = canaries(vllm_server.folders[serving]), len(vllm_server.sink.events())
+    found = asyncio.run(cancel_many(vllm_server.url, known, 120, 12))
+    assert found["whole"] and found["cut"] and not found["failed"], found
+    assert not found["crossed"], found
+    kept = [event for event in vllm_server.sink.events()[before:] if event.HasField("completion")]
+    assert {event.user_id for event in kept} == {"ann"}  # bob agreed to nothing
+    for event in kept:
+        assert event.completion.prompt.text == known["il-ann"].prompt
+        (output,) = event.completion.outputs
+        assert list(output.token_ids) == known["il-ann"].answer
+    deadline = time.monotonic() + 20
+    while any(measured(vllm_server, f"vllm:num_requests_{n}") for n in ("running", "waiting")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
