@@ -4,8 +4,6 @@ A commit is in the write-ahead log and on disk before `append` returns (WAL, syn
 One partition a topic. An append is all or nothing, and no id is ever stored twice.
 """
 
-import fcntl
-import os
 import sqlite3
 import threading
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from contracts.database import only_one_opens, transaction
 from contracts.errors import InvalidInput
 from contracts.events import TEXT_BODIES, TOPIC_OF, topic_of, without_text
 from contracts.log import DeadLetter, Record
@@ -108,7 +107,7 @@ class EmbeddedLog:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._clock = clock
-        with _only_one_opens(path.parent):
+        with only_one_opens(path.parent):
             self._writer = _connect(path)
             self._writer.executescript(_SCHEMA)
             _add_columns(self._writer, clock())
@@ -232,16 +231,8 @@ class EmbeddedLog:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; IMMEDIATE, since a read lock cannot always be raised to a write lock."""
-        with self._write_lock:
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
+        with self._write_lock, transaction(self._writer) as db:
+            yield db
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -282,17 +273,6 @@ def _add_columns(db: sqlite3.Connection, now: float) -> None:
 
 def _end(db: sqlite3.Connection, topic: str) -> int:
     return int(db.execute(_END, (topic,)).fetchone()[0])
-
-
-@contextmanager
-def _only_one_opens(folder: Path) -> Iterator[None]:
-    """The switch to WAL fails at once, without waiting, when two processes try it on a new file."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _check(topic: str, partition: int) -> None:

@@ -4,16 +4,14 @@ Nothing is cached: every batch of events asks the file, so an erasure counts at 
 process.
 """
 
-import fcntl
-import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from contracts.database import only_one_opens, transaction
 from feedback.vault.master import KEY_BYTES, LocalMasterKeys, MasterKeys
 
 _SCHEMA = """
@@ -45,7 +43,7 @@ class KeyVault:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         path.chmod(0o600)
-        with _only_one_opens(path.parent):
+        with only_one_opens(path.parent):
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(_SCHEMA)
         self._db.execute("PRAGMA synchronous = FULL")
@@ -59,7 +57,7 @@ class KeyVault:
         with self._lock:
             found = self._select("user_id", wanted)
             if missing := wanted - {user for _, user, _, _ in found}:
-                with self._transaction():
+                with transaction(self._db):
                     self._make(missing)
                 found = self._select("user_id", wanted)
         return {user: (key, self._unwrap(*row)) for row in found for key, user, *_ in [row]}
@@ -73,7 +71,7 @@ class KeyVault:
     def erase(self, user_id: str) -> None:
         """Delete the person's key, from the file's bytes too, and make none until `readmit`."""
         with self._lock:
-            with self._transaction():
+            with transaction(self._db):
                 self._db.execute("DELETE FROM data_keys WHERE user_id = ?", (user_id,))
                 self._db.execute(
                     "INSERT INTO erased VALUES (?, ?, 1) ON CONFLICT (user_id)"
@@ -84,7 +82,7 @@ class KeyVault:
 
     def readmit(self, users: Iterable[str]) -> None:
         """They agree again: what comes from now on gets a new key; what was erased stays so."""
-        with self._lock, self._transaction():
+        with self._lock, transaction(self._db):
             self._db.executemany(
                 "UPDATE erased SET closed = 0 WHERE user_id = ?", [(user,) for user in users]
             )
@@ -98,7 +96,7 @@ class KeyVault:
         """Wrap every data key by the current master key; returns how many were not yet."""
         done = 0
         while True:
-            with self._lock, self._transaction():
+            with self._lock, transaction(self._db):
                 rows = self._db.execute(
                     "SELECT key_id, user_id, master_id, wrapped FROM data_keys"
                     " WHERE master_id <> ? LIMIT ?",
@@ -144,27 +142,6 @@ class KeyVault:
 
     def _unwrap(self, key_id: str, user_id: str, master_id: str, wrapped: bytes) -> bytes:
         return self._master.unwrap(master_id, wrapped, _context(key_id, user_id))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-
-
-@contextmanager
-def _only_one_opens(folder: Path) -> Iterator[None]:
-    """The switch to WAL fails at once, without waiting, when two processes try it on a new file."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def rotate(vault: KeyVault, master: LocalMasterKeys) -> int:
