@@ -27,11 +27,12 @@ from demo.tasks import base_text, demonstration, make_task
 from feedback import notice
 from feedback.vault import open_events
 from instructloop.config import RoundConfig, load_config
-from instructloop.loop import Loop, describe, first_release, publish, train_candidate
+from instructloop.loop import describe, first_release, publish, train_candidate
 from instructloop.report import write_report
 from instructloop.round import STAGES, round_report
 from instructloop.stages import Say, Stages
 from instructloop.version import code_version
+from instructloop.work import Loop
 from serving.access import KeyStore
 from training.data import PromptRow, prompt_text, read_set
 from training.model import hide_progress_bars

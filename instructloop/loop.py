@@ -1,10 +1,7 @@
 """One round on one page: dataset > reward model > policy > evaluation > gate > release."""
 
 import datetime as dt
-import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,55 +9,24 @@ from typing import Any
 from contracts.dataset import MANIFEST, DatasetManifest
 from contracts.errors import GateRefused, InvalidInput, NotReviewed
 from contracts.events import Stamper
-from contracts.log import EventSink, EventSource
 from contracts.release import Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
 from feedback.dataset.review import Reviews
 from feedback.dataset.segment import Outlines
-from instructloop.config import RoundConfig
 from instructloop.stages import Stages
-from instructloop.text import hold_out
-from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
-from training.evaluation.comparison import (
-    Comparison,
-    Verdict,
-    compare,
-    judge_by,
-    kl_between,
-    language_model_loss,
-    mean_rewards,
-    reward_judge,
+from instructloop.work import (
+    Loop,
+    choose_checkpoint,
+    evaluate,
+    fine_tune,
+    rows_of,
+    train_base,
+    train_policy,
+    train_reward_models,
 )
-from training.evaluation.reward_models import (
-    answers_disagreement,
-    cross_validate,
-    held_out_figures,
-)
-from training.gate import decide
-from training.metrics import Metrics, read_metrics
+from training.metrics import read_metrics
 from training.model import canary_of
-from training.ppo import train_ppo
-from training.pretrain import pretrain
-from training.reward_model import train_reward_model
-from training.rollout import Sampler
-from training.sft import train_sft
-
-# A reward model of another seed.
-MEMBER = "member-{}"
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What a round works with. `documents` are for the base model and the pretraining mix."""
-
-    config: RoundConfig
-    source: EventSource
-    sink: EventSink
-    registry: ReleaseRegistry
-    stages: Stages
-    documents: Sequence[str]
-    code_version: str
 
 
 def first_release(loop: Loop) -> Release:
@@ -75,10 +41,8 @@ def first_release(loop: Loop) -> Release:
             "base", "a [base] section, or a released model: instructloop serve --model FOLDER", None
         )
     digest = stages.run("demonstrations", lambda _: {"digest": _dataset(loop)})["digest"]
-    stages.run("base", lambda folder: _train_base(loop, digest, folder))
-    stages.run(
-        "sft", lambda folder: _train_sft(loop, digest, stages.path("base") / "model", folder)
-    )
+    stages.run("base", lambda folder: train_base(loop, digest, folder))
+    stages.run("sft", lambda folder: fine_tune(loop, digest, stages.path("base") / "model", folder))
     return publish(loop, _describe(loop, stages.path("sft") / "model", parent=None, dataset=digest))
 
 
@@ -109,27 +73,29 @@ def train_candidate(loop: Loop) -> Candidate:
 
     # 2. A model that was brought from outside first learns from the demonstrations.
     reference = before
-    if parent.dataset is None and _rows(loop, digest, "sft"):
-        stages.run("sft", lambda folder: _train_sft(loop, digest, before, folder))
+    if parent.dataset is None and rows_of(loop, digest, "sft"):
+        stages.run("sft", lambda folder: fine_tune(loop, digest, before, folder))
         reference = stages.path("sft") / "model"
 
     # 3. Reward model, from rankings; another one of other raters' to judge, where asked for.
-    stages.run("reward_model", lambda folder: _train_reward_models(loop, digest, reference, folder))
+    stages.run("reward_model", lambda folder: train_reward_models(loop, digest, reference, folder))
     rewards = stages.path("reward_model")
 
     # 4. Policy: PPO-ptx against the reward model, from the SFT checkpoint that it likes best.
     if loop.config.sft.choose_by_reward and stages.done("sft"):
         sft = stages.path("sft")
-        chosen = stages.run("choose", lambda _: _choose(loop, digest, sft, rewards / "model"))
+        chosen = stages.run(
+            "choose", lambda _: choose_checkpoint(loop, digest, sft, rewards / "model")
+        )
         reference = sft / chosen["checkpoint"]
     stages.run(
-        "ppo", lambda folder: _train_policy(loop, digest, reference, rewards / "model", folder)
+        "ppo", lambda folder: train_policy(loop, digest, reference, rewards / "model", folder)
     )
     after = stages.path("ppo") / "model"
 
     # 5. Evaluation on the prompts of held-out people, and the gate.
     verdict = stages.run(
-        "evaluate", lambda _: _evaluate(loop, digest, before, reference, after, rewards)
+        "evaluate", lambda _: evaluate(loop, digest, before, reference, after, rewards)
     )
     if verdict["reasons"]:
         raise GateRefused(verdict["reasons"])
@@ -183,194 +149,6 @@ def _dataset(loop: Loop) -> str:
     if waiting := reviews.waiting(digest):
         raise NotReviewed(digest, len(waiting))
     return digest
-
-
-def _rows(loop: Loop, digest: str, name: Any, split: Any = "train") -> list[Any]:
-    return read_set(loop.registry.artifacts.path(digest), name, split)
-
-
-def _train_base(loop: Loop, digest: str, folder: Path) -> dict[str, Any]:
-    assert loop.config.base is not None
-    metrics = Metrics(folder)
-    texts, _ = hold_out(loop.documents)
-    sheets = [f"{prompt_text(row)}\n{row.response}" for row in _rows(loop, digest, "sft")]
-    pretrain(loop.config.base, [*texts, *sheets], folder / "model", metrics)
-    metrics.close()
-    return {
-        "documents": len(texts),
-        "demonstrations": len(sheets),
-        "loss": metrics.rows[-1]["loss"],
-    }
-
-
-def _train_sft(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
-    metrics = Metrics(folder)
-    rows: list[SftRow] = _rows(loop, digest, "sft")
-    texts, _ = hold_out(loop.documents)
-    train_sft(
-        loop.config.sft,
-        parent,
-        rows,
-        _rows(loop, digest, "sft", "validation"),
-        folder / "model",
-        metrics,
-        texts,
-    )
-    metrics.close()
-    return {"demonstrations": len(rows), "validation_loss": metrics.rows[-1]["validation_loss"]}
-
-
-def _train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) -> dict[str, Any]:
-    config = loop.config.reward_model
-    start = config.base or reference
-    demonstrations: list[SftRow] = _rows(loop, digest, "sft")
-    judging, training = _split_raters(_rows(loop, digest, "rm"), loop.config.judge_raters)
-
-    def train(name: str, rows: list[RankedRow], seed: int) -> Path:
-        own = config.model_copy(update={"seed": seed})
-        with closing(Metrics(folder / f"{name}-metrics")) as metrics:
-            train_reward_model(own, start, rows, demonstrations, folder / name, metrics)
-        return folder / name
-
-    names = ["model", *map(MEMBER.format, range(1, config.ensemble))]
-    # Far apart, so that no other round of the same experiment has the same members.
-    members = [train(name, training, config.seed + 1000 * n) for n, name in enumerate(names)]
-    if judging:
-        train("judge", judging, config.seed)
-    figures: dict[str, Any] = {"rankings": len(training), "judge_rankings": len(judging)}
-    figures |= held_out_figures(config, members, _rows(loop, digest, "rm", "test"))
-    if config.folds:
-        figures["folds"] = cross_validate(config, start, training, demonstrations)
-    return figures
-
-
-def _choose(loop: Loop, digest: str, sft: Path, reward: Path) -> dict[str, Any]:
-    """The epoch of SFT whose answers to validation prompts the reward model likes best."""
-    config = loop.config
-    names = [f"epoch-{n}" for n in range(1, config.sft.epochs + 1)]
-    rows: list[PromptRow] = _rows(loop, digest, "ppo", "validation")
-    sampler = _sampler(loop, sft / names[0])
-    try:
-        folders = [sft / name for name in names]
-        means = mean_rewards(config.evaluation, sampler, folders, reward, rows, config.ppo)
-    finally:
-        sampler.close()
-    scores = dict(zip(names, means, strict=True))
-    return {"checkpoint": max(names, key=scores.__getitem__), "mean_rewards": scores}
-
-
-def _split_raters(
-    rows: list[RankedRow], judge_share: float
-) -> tuple[list[RankedRow], list[RankedRow]]:
-    """(rankings that train the judge, rankings that train the reward model); a rater is on one side
-    only.
-    """
-
-    def judges(rater: str) -> bool:
-        return (
-            int(hashlib.sha256(f"judge:{rater}".encode()).hexdigest()[:8], 16) / 2**32 < judge_share
-        )
-
-    return [r for r in rows if judges(r.rater_id)], [r for r in rows if not judges(r.rater_id)]
-
-
-def _sampler(loop: Loop, model: Path) -> Sampler:
-    return Sampler(model, loop.config.ppo.max_prompt_tokens + loop.config.ppo.max_response_tokens)
-
-
-def _train_policy(
-    loop: Loop, digest: str, reference: Path, reward: Path, folder: Path
-) -> dict[str, Any]:
-    metrics = Metrics(folder)
-    texts, _ = hold_out(loop.documents)
-    prompts: list[PromptRow] = _rows(loop, digest, "ppo")
-    sampler = _sampler(loop, reference)
-    try:
-        train_ppo(
-            loop.config.ppo, reference, reward, prompts, texts, sampler, folder / "model", metrics
-        )
-    finally:
-        sampler.close()
-        metrics.close()
-    return {"prompts": len(prompts), "iterations": len(metrics.rows), "kl": metrics.rows[-1]["kl"]}
-
-
-def _evaluate(
-    loop: Loop, digest: str, before: Path, reference: Path, after: Path, rewards: Path
-) -> dict[str, Any]:
-    config = loop.config
-    rows: list[PromptRow] = _rows(loop, digest, "ppo", "test")
-    if not rows:
-        raise InvalidInput(
-            "dataset", "prompts of held-out people to evaluate on", "none in the test split"
-        )
-    sampler = _sampler(loop, after)
-    try:
-        answers = compare(config.evaluation, sampler, before, after, rows, config.ppo)
-    finally:
-        sampler.close()
-    judges = {name: plugin.load() for name, plugin in config.judges.items()}
-    unfinished = config.ppo.unfinished_reward
-    judges["reward_model"] = reward_judge(rewards / "model", unfinished)
-    if (rewards / "judge").exists():
-        judges["second_reward_model"] = reward_judge(rewards / "judge", unfinished)
-    if config.gate.judge not in judges:
-        raise InvalidInput("gate.judge", "one of " + ", ".join(sorted(judges)), config.gate.judge)
-    verdicts = {name: judge_by(judge, answers) for name, judge in judges.items()}
-
-    _, held_out = hold_out(loop.documents)
-    figures = {f"win_rate.{name}": v.win_rate.mean for name, v in verdicts.items()}
-    if members := sorted(rewards.glob(MEMBER.format("*[0-9]"))):
-        others = [judge_by(reward_judge(member, unfinished), answers) for member in members]
-        figures |= answers_disagreement([verdicts["reward_model"], *others])
-    figures["kl"] = kl_between(after, reference, answers)
-    if held_out:
-        width = config.ppo.max_prompt_tokens
-        figures["lm_loss_before"] = language_model_loss(before, held_out, width)
-        figures["lm_loss_after"] = language_model_loss(after, held_out, width)
-    rise = figures.get("lm_loss_after", 0.0) - figures.get("lm_loss_before", 0.0)
-    people = len({row.user_id for row in answers.rows})
-    win_rate = verdicts[config.gate.judge].win_rate
-    decision = decide(config.gate, win_rate, people, figures["kl"], rise)
-    return {
-        "reasons": list(decision.reasons),
-        "figures": figures,
-        "win_rates": {
-            name: {"mean": v.win_rate.mean, "ci95": v.win_rate.ci95} for name, v in verdicts.items()
-        },
-        "measures": {
-            name: _measure(plugin.load(), answers) for name, plugin in config.measures.items()
-        },
-        "answers": _table(answers, verdicts),
-    }
-
-
-def _measure(measure: Any, answers: Comparison) -> dict[str, Any]:
-    """The measure of all answers of each policy; rows repeat once for each sample."""
-    return {
-        side: measure(
-            [row for row, group in zip(answers.rows, texts, strict=True) for _ in group],
-            [text for group in texts for text in group],
-        )
-        for side, texts in (("before", answers.before.texts), ("after", answers.after.texts))
-    }
-
-
-def _table(answers: Comparison, verdicts: Mapping[str, Verdict]) -> list[dict[str, Any]]:
-    """The first answer of each policy to each prompt, and every judge's scores of all answers, for
-    the report.
-    """
-    return [
-        {
-            "use_case": row.use_case,
-            "prompt": prompt_text(row),
-            "before": answers.before.texts[i][0],
-            "after": answers.after.texts[i][0],
-            "before_scores": {name: v.before[i] for name, v in verdicts.items()},
-            "after_scores": {name: v.after[i] for name, v in verdicts.items()},
-        }
-        for i, row in enumerate(answers.rows)
-    ]
 
 
 def _describe(

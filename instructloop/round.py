@@ -11,11 +11,12 @@ from contracts.release import ReleaseRegistry
 from feedback.importers import import_file
 from feedback.vault import open_events
 from instructloop.config import RoundConfig
-from instructloop.loop import Loop, dataset_manifest, first_release, one_round, ppo_figures
+from instructloop.loop import dataset_manifest, first_release, one_round, ppo_figures
 from instructloop.report import write_report
 from instructloop.stages import Say, Stages
 from instructloop.text import read_documents
 from instructloop.version import code_version
+from instructloop.work import Loop
 from training.model import hide_progress_bars
 
 STAGES = "stages"
