@@ -27,7 +27,7 @@ from demo.tasks import base_text, demonstration, make_task
 from feedback import notice
 from feedback.vault import open_events
 from instructloop.config import RoundConfig, load_config
-from instructloop.loop import describe, first_release, publish, train_candidate
+from instructloop.loop import describe, parent_of, publish, train_candidate
 from instructloop.report import write_report
 from instructloop.round import STAGES, round_report
 from instructloop.stages import Say, Stages
@@ -98,7 +98,7 @@ def run_demo(seed: int, folder: Path, say: Say) -> dict[str, Any]:
     documents = list(base_text(random.Random(f"text:{seed}"), DOCUMENTS))
     log = open_events(demo.config.log) if demo.stages.done("people") else _fresh_log(demo)
     loop = Loop(demo.config, log, log, demo.registry, demo.stages, documents, code_version())
-    before = first_release(loop)
+    before = parent_of(loop)
     if demo.registry.current_id() != before.id and not demo.stages.done("swap"):
         demo.registry.publish(
             before

@@ -67,7 +67,7 @@ def train_candidate(loop: Loop) -> Candidate:
     folder.
     """
     # 1. Dataset: what may be used of what people said.
-    stages, parent = loop.stages, _parent(loop)
+    stages, parent = loop.stages, parent_of(loop)
     before = loop.registry.artifacts.path(parent.artifact)
     digest = stages.run("dataset", lambda _: {"digest": _dataset(loop)})["digest"]
 
@@ -128,7 +128,7 @@ def publish(loop: Loop, described: Release) -> Release:
     return described
 
 
-def _parent(loop: Loop) -> Release:
+def parent_of(loop: Loop) -> Release:
     """The release that this round starts from, the same when the round is taken up again."""
     parent = first_release(loop)
     started = loop.stages.run("parent", lambda _: {"release": parent.id})

@@ -11,7 +11,7 @@ from contracts.release import ReleaseRegistry
 from feedback.importers import import_file
 from feedback.vault import open_events
 from instructloop.config import RoundConfig
-from instructloop.loop import dataset_manifest, first_release, one_round, ppo_figures
+from instructloop.loop import dataset_manifest, one_round, parent_of, ppo_figures
 from instructloop.report import write_report
 from instructloop.stages import Say, Stages
 from instructloop.text import read_documents
@@ -50,7 +50,7 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
         read_documents(config.text),
         version,
     )
-    before = first_release(loop)
+    before = parent_of(loop)
     try:
         after, reasons = one_round(loop).id, list[str]()
     except GateRefused as refused:
