@@ -100,9 +100,8 @@ def run_demo(seed: int, folder: Path, say: Say) -> dict[str, Any]:
     loop = Loop(demo.config, log, log, demo.registry, demo.stages, documents, code_version())
     before = parent_of(loop)
     if demo.registry.current_id() != before.id and not demo.stages.done("swap"):
-        demo.registry.publish(
-            before
-        )  # stopped between release and swap: the swap is still to be seen
+        # Stopped between release and swap: the swap is still to be seen.
+        demo.registry.publish(before)
 
     # 3-5. Serve it; people ask and rank over HTTP.
     demo.say("server: starting vLLM ...")
