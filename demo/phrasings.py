@@ -50,8 +50,9 @@ _SLOTS = {
     "thing": either(THINGS),
     "where": rf"(?: in the {either(PLACES)})?",
     "rule": rf"(?: {either(RULES)})?",
-    "facts": rf"(?:{either(NAMES)} (?:has a {_ENTITY} {_ENTITY}|is in the {_ENTITY})\. ?)+(?<! )",
-    "question": r"(?:What|Who|Where) [a-zA-Z ]+\?",
+    "facts": rf"(?:(?:{_ENTITY} has a {_ENTITY} {_ENTITY}|{_ENTITY} is in the {_ENTITY}|"
+    rf"The {_ENTITY} is {_ENTITY})\. ?)+(?<! )",
+    "question": r"(?:What|Where) [a-zA-Z ]+\?",
     "new": _ENTITY,
     "old": _ENTITY,
     "text": _TEXT,
