@@ -13,8 +13,9 @@ from torch import Tensor
 
 # Tokens of a pass through a model: what is alive at once, in training with its gradient.
 PASS_TOKENS = 2048
-# Trees share a group while its padded score matrices stay within this multiple of the real ones.
-PADDED = 1.2
+# Trees share a group while its padded score matrices stay within this multiple of the real ones,
+# and what the calls for a group of its own cost: as much as so many entries of a score matrix.
+PADDED, CALLS = 1.2, 4000
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def _alike(trees: Sequence[Tree]) -> Iterator[list[int]]:
         count, prompt, response = trees[i].shape
         longest, work = max(longest, response), work + trees[i].work
         padded = (prompt**2 + count * longest * (prompt + longest)) * (len(members) + 1)
-        if members and (count != trees[members[0]].shape[0] or padded > PADDED * work):
+        bound = PADDED * work + CALLS * len(members)
+        if members and (count != trees[members[0]].shape[0] or padded > bound):
             yield members
             members, work, longest = [], trees[i].work, response
         members.append(i)
