@@ -38,7 +38,7 @@ from training.data import PromptRow, prompt_text, read_set
 from training.model import hide_progress_bars
 
 CONFIG = Path(__file__).with_name("demo.toml")
-PEOPLE = 108
+PEOPLE = 136
 PROMPTS_EACH = 30
 DEMONSTRATIONS = 56_000
 # Fewer demonstrations each than the dataset takes of one person.

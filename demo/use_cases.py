@@ -311,12 +311,12 @@ class UseCase:
 
 
 USE_CASES = {
-    "generation": UseCase(0.42, _make_generation, _expect_generation, _answer_generation),
-    "closed_qa": UseCase(0.08, _make_closed_qa, _expect_closed_qa, _answer_exactly),
-    "rewrite": UseCase(0.13, _make_rewrite, _expect_rewrite, _answer_exactly),
-    "extract": UseCase(0.12, _make_extract, _expect_extract, _answer_extract),
-    "classification": UseCase(0.10, _make_classification, _expect_classification, _answer_exactly),
+    "generation": UseCase(0.48, _make_generation, _expect_generation, _answer_generation),
+    "closed_qa": UseCase(0.06, _make_closed_qa, _expect_closed_qa, _answer_exactly),
+    "rewrite": UseCase(0.12, _make_rewrite, _expect_rewrite, _answer_exactly),
+    "extract": UseCase(0.09, _make_extract, _expect_extract, _answer_extract),
+    "classification": UseCase(0.09, _make_classification, _expect_classification, _answer_exactly),
     "summarisation": UseCase(
-        0.15, _make_summarisation, _expect_summarisation, _answer_summarisation
+        0.16, _make_summarisation, _expect_summarisation, _answer_summarisation
     ),
 }
