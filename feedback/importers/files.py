@@ -29,7 +29,10 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Raw | BadRow]:
     """Records of a CSV file with a header. Raises InvalidInput where a column is missing."""
     with _text(path) as file:
         reader = csv.reader(file, strict=True)
-        header = next(reader, [])
+        try:
+            header = next(reader, [])
+        except csv.Error as e:
+            raise InvalidInput(f"{path}: header", "a line of CSV", str(e)) from None
         if missing := [name for name in columns if name not in header]:
             raise InvalidInput(f"{path}: header", "a column " + ", ".join(missing), "none")
         while True:

@@ -349,6 +349,10 @@ def test_what_is_not_the_format_at_all_is_refused(tmp_path: Path, log: Log) -> N
         import_file("csv", other, log)
     with pytest.raises(InvalidInput, match="read to its end"):
         import_file("e2e", tmp_path / "none.csv", log)
+    quoted = tmp_path / "quoted.csv"
+    quoted.write_text('mr,"ref\nname[Aromi],Aromi.\n')
+    with pytest.raises(InvalidInput, match="header: expected a line of CSV"):
+        import_file("e2e", quoted, log)
     cut = tmp_path / "cut.csv.gz"
     good = csv_file(tmp_path / "good.csv.gz", [("mr", "ref"), (MR, "Aromi.")])
     cut.write_bytes(good.read_bytes()[:-9])
