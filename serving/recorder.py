@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,22 @@ def _is_plain(message: Any) -> bool:
     )
 
 
+_Written = asyncio.Future[None]
+
+
+def _wake(batch: list[_Written]) -> None:
+    """Tell who waits that the event is durable; each loop is woken once for all of its own."""
+    for loop in {written.get_loop() for written in batch}:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_settle, [w for w in batch if w.get_loop() is loop])
+
+
+def _settle(batch: list[_Written]) -> None:
+    for written in batch:
+        if not written.done():
+            written.set_result(None)
+
+
 class Recorder:
     """Writes events on a thread of its own, all that wait in one batch, so that a flush to disk is
     shared.
@@ -128,7 +144,7 @@ class Recorder:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._sink, self._stamper, self._wait_s, self._pause = sink, stamper, wait_s, pause
-        self._queue: queue.Queue[tuple[pb.Event, Future[None]] | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[tuple[pb.Event, _Written] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
         # Completions that were promised to be recorded and are not in the log.
         self.lost = 0
@@ -144,17 +160,15 @@ class Recorder:
 
     async def record(self, permit: Permit, transcript: Transcript, release: Release) -> None:
         """Returns when the event is durable, or after the bound; never raises."""
-        written: Future[None] = Future()
+        written: _Written = asyncio.get_running_loop().create_future()
         try:
             event = self._stamper.event(permit.user_id, transcript.event_body(permit, release))
             self._queue.put_nowait((event, written))
         except Exception as e:  # noqa: BLE001  recording never fails an answer
             self._lose(1, e)
             return
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await asyncio.shield(asyncio.wrap_future(written))
-        except TimeoutError:
+        _, slow = await asyncio.wait((written,), timeout=self._wait_s)
+        if slow:
             log.warning("completion answered before its event was durable: the log is slow")
 
     def _write(self) -> None:
@@ -166,8 +180,7 @@ class Recorder:
                     break
                 batch.append(waiting)
             self._append([event for event, _ in batch])
-            for _, written in batch:
-                written.set_result(None)
+            _wake([written for _, written in batch])
             if last:
                 return
 
