@@ -10,7 +10,9 @@ SUITES = (
     "dataset",
     "demo",
     "e2e",
+    "erasure",
     "faults",
+    "fuzz",
     "log",
     "parts",
     "pii",
@@ -20,6 +22,7 @@ SUITES = (
     "schema",
     "serving",
     "sft",
+    "soak",
     "swap",
 )
 
@@ -29,10 +32,12 @@ def main() -> None:
     parser.add_argument("suite", choices=SUITES)
     suite = parser.parse_args().suite
     commit = code_version()
-    figures = importlib.import_module(f"benchmarks.{suite}").measure()
+    module = importlib.import_module(f"benchmarks.{suite}")
+    figures = module.measure()
     for f in figures:
         print(f"{f.figure:40} {f.value:10.4f} [{f.min:.4f}, {f.max:.4f}] {f.unit} {f.goal}")
-    print(write(suite, f"make bench SUITE={suite}", commit, figures))
+    baseline = {"trl": module.TRL} if hasattr(module, "TRL") else {}
+    print(write(suite, f"make bench SUITE={suite}", commit, figures, baseline))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ class Baseline:
     """
 
     def __init__(self, module: str, trl: str) -> None:
-        self.versions = {"trl": trl}
         python = _environment(trl)
         command = [str(python), "-m", f"benchmarks.trl.{module}"]
         log = (ENVIRONMENTS / f"{module}.log").open("w", encoding="utf-8")

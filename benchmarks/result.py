@@ -4,10 +4,11 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 from contracts.artifact import write_text_durably
 
@@ -39,8 +40,16 @@ def estimate(name: str, mean: float, ci95: Sequence[float], unit: str, goal: str
     return Figure(name, mean, unit, ci95[0], ci95[1], 1, goal)
 
 
-def write(suite: str, command: str, commit: str, figures: Sequence[Figure]) -> Path:
-    """Write results/<suite>.json and return its path."""
+def write(
+    suite: str,
+    command: str,
+    commit: str,
+    figures: Sequence[Figure],
+    baseline: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write results/<suite>.json and return its path. `baseline`: what was measured against, to its
+    version.
+    """
     result = {
         "suite": suite,
         "command": command,
@@ -53,6 +62,7 @@ def write(suite: str, command: str, commit: str, figures: Sequence[Figure]) -> P
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONED},
+            **baseline,
         },
         "figures": [asdict(f) for f in figures],
     }

@@ -10,9 +10,7 @@ QUICK=1 measures the same with fewer and shorter waves.
 import asyncio
 import json
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,18 +21,15 @@ from statistics import median, quantiles
 from typing import Any
 
 import aiohttp
-import httpx
 
 from benchmarks.result import Figure, figure
-from contracts.events import Stamper
-from contracts.v1 import events_pb2 as pb
-from feedback import notice
+from benchmarks.servers import agree, started, wait_until_ready
 from feedback.vault import open_events
 from serving.access import KeyStore
 from serving.engine import engine_arguments, environment
 from serving.settings import Settings
 from tests import tiny_models
-from tests.conftest import START_BOUND_S, free_port
+from tests.conftest import free_port
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 ROUNDS = 3 if QUICK else 9
@@ -212,9 +207,9 @@ def _bare(root: Path, folder: Path) -> Iterator[Side]:
     command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(folder)]
     command += engine_arguments(options, folder, MODEL)
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with _started(command, environment(options), root / "bare.log") as process:
+    with started(command, environment(options), root / "bare.log") as process:
         url = f"http://127.0.0.1:{port}"
-        _wait_until(f"{url}/health", process, root / "bare.log")
+        wait_until_ready(f"{url}/health", process, root / "bare.log")
         yield Side("bare", url, "none", process, {})
 
 
@@ -223,15 +218,13 @@ def _ours(root: Path, folder: Path) -> Iterator[Side]:
     """Our server as the command starts it, for a person who agreed and a key with limits."""
     port, keys = free_port(), root / "keys.db"
     key, _ = KeyStore(keys).create("ann", requests_per_minute=LIMIT, tokens_per_minute=1000 * LIMIT)
-    with closing(open_events(_log(root))) as log:
-        granted = pb.Consent(state=pb.CONSENT_STATE_GRANTED, notice_version=notice.CURRENT.version)
-        log.append([Stamper("benchmark").event("ann", granted)])
+    agree(_log(root), "ann")
     command = ["-m", "instructloop.cli", "serve", "--model", str(folder), "--name", MODEL]
     command += ["--port", str(port), "--keys", str(keys), "--log", _log(root)]
     command += ["--registry", str(root / "registry")]
-    with _started(command, {}, root / "ours.log") as process:
+    with started(command, {}, root / "ours.log") as process:
         url = f"http://127.0.0.1:{port}"
-        _wait_until(f"{url}/readyz", process, root / "ours.log")
+        wait_until_ready(f"{url}/readyz", process, root / "ours.log")
         yield Side("ours", url, key, process, {"x-instructloop-recorded": "true"})
 
 
@@ -242,34 +235,3 @@ def _log(root: Path) -> str:
 def _recorded(root: Path) -> int:
     with closing(open_events(_log(root))) as log:
         return log.ends("completions")[0]
-
-
-@contextmanager
-def _started(
-    command: list[str], more: Mapping[str, str], output: Path
-) -> Iterator["subprocess.Popen[bytes]"]:
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**more, **os.environ},
-            cwd=Path(__file__).parents[1],
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(120)
-
-
-def _wait_until(url: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
-    deadline = time.monotonic() + START_BOUND_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=30).status_code == 200:
-                return
-        except httpx.TransportError:  # not listening yet
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"{url} is not ready:\n" + output.read_text(errors="replace")[-4000:])

@@ -4,15 +4,11 @@ that must not be served; and how long a swap holds answers back.
 QUICK=1 measures the same with fewer swaps, one bad release of each kind and a small model.
 """
 
-import json
 import os
 import signal
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +19,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.asking import Asking, over_and_over
 from benchmarks.cancelled import cancelled
 from benchmarks.result import Figure, figure
+from benchmarks.servers import DEALT_WITH_BOUND_S, change_to
 from contracts.release import ReleaseRegistry
 from tests import tiny_models
 from tests.conftest import free_port, start_server, wait_until_ready
@@ -38,12 +36,7 @@ PAUSES = 3 if QUICK else 20
 REQUESTS = 400 if QUICK else 20_000
 CLIENTS = 16
 WEIGHT_SETS = 4
-TOKENS = 24
-# A prompt whose head fills a block of the prefix cache, 128 tokens on a CPU, and one that is too
-# short to be cached.
-CACHED_TOKENS, SHORT_TOKENS = 150, 8
 CANARY_TOKENS = 64
-DEALT_WITH_BOUND_S = 600
 
 
 @dataclass(frozen=True)
@@ -63,15 +56,8 @@ class Server:
         return self.change_to(release_id)
 
     def change_to(self, release_id: str) -> dict[str, Any]:
-        """What became of the release, once the server has dealt with it."""
-        deadline = time.monotonic() + DEALT_WITH_BOUND_S
         with self.client() as client:
-            while time.monotonic() < deadline:
-                change: dict[str, Any] = client.get("/v1/releases").json()["data"][-1]
-                if change["release"] == release_id:
-                    return change
-                time.sleep(0.02)
-        raise TimeoutError(f"the server did not deal with {release_id}")
+            return change_to(client, release_id)
 
 
 def measure() -> list[Figure]:
@@ -144,78 +130,9 @@ def _large_folders(root: Path) -> list[Path]:
     return folders
 
 
-class _Asking:
-    """Clients that ask on, and what was wrong with the answers."""
-
-    def __init__(self, server: Server) -> None:
-        self._server, self._done = server, threading.Event()
-        words = tiny_models.tokenizer().encode(" ".join([*tiny_models.LINES] * 4))
-        self._prompts = {"stale_cache": words[:CACHED_TOKENS], "mixed": words[:SHORT_TOKENS]}
-        self._want = {
-            (release_id, fault): tiny_models.continued(folder, prompt, TOKENS)
-            for release_id, folder in server.folders.items()
-            for fault, prompt in self._prompts.items()
-        }
-        self.found: Counter[str] = Counter()
-        self.releases: set[str] = set()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            clients = [pool.submit(self._ask_on, number) for number in range(CLIENTS)]
-            try:
-                yield
-            finally:
-                self._done.set()
-            for client in clients:
-                client.result()
-
-    def _ask_on(self, number: int) -> None:
-        with self._server.client() as client:
-            while not self._done.is_set():
-                for fault in self._prompts:
-                    self.ask(client, fault, streams=number % 2 == 0)
-
-    def ask(self, client: httpx.Client, fault: str, *, streams: bool) -> None:
-        """Ask once; an answer that is not its release's own counts as `fault`."""
-        body = {
-            "model": "tiny",
-            "prompt": self._prompts[fault],
-            "temperature": 0,
-            "max_tokens": TOKENS,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "stream": streams,
-        }
-        self.found["answers"] += 1
-        try:
-            response = client.post("/v1/completions", json=body)
-            bodies = _bodies(response)
-            tokens = [t for b in bodies for t in b["choices"][0]["token_ids"]]
-            labels = {b.get("system_fingerprint") for b in bodies}
-        except (httpx.HTTPError, LookupError, ValueError):
-            self.found["failed"] += 1
-            return
-        label = response.headers.get("x-policy-release")
-        if labels != {label} or label is None:
-            self.found["unstamped"] += 1
-        elif self._want.get((label, fault)) != tokens:
-            self.found[fault] += 1
-        else:
-            self.releases.add(label)
-
-
-def _bodies(response: httpx.Response) -> list[dict[str, Any]]:
-    response.raise_for_status()
-    if not response.headers["content-type"].startswith("text/event-stream"):
-        return [response.json()]
-    lines = response.text.splitlines()
-    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-
-
 def _load(server: Server) -> list[Figure]:
-    asking, done = _Asking(server), 0
-    with asking.running():
+    asking, done = Asking(server.folders), 0
+    with over_and_over(server.client, asking.acts(CLIENTS)):
         for number in range(1, SWAPS + 1):
             change = server.swap_to(f"r{number % WEIGHT_SETS}")
             done += change["outcome"] == "swapped_in"
@@ -241,7 +158,7 @@ def _bad_releases(server: Server, root: Path) -> list[Figure]:
     good, spoiled = "r0", "r1"
     server.swap_to(good)
     bad_ones = list({bad.kind: bad for bad in BAD}.values()) if QUICK else BAD
-    asking, accepted = _Asking(server), 0
+    asking, accepted = Asking(server.folders), 0
     release = server.registry.get(spoiled)
     with server.client() as client:
         for bad in bad_ones:
@@ -249,10 +166,10 @@ def _bad_releases(server: Server, root: Path) -> list[Figure]:
             release_id = bad.publish(server.registry, server.folders[spoiled], release, aside)
             change = server.change_to(release_id)
             server.registry.swap_to(good)
-            before = asking.found.total() - asking.found["answers"]
+            before = asking.faults
             asking.ask(client, "mixed", streams=False)
             asking.ask(client, "stale_cache", streams=True)
-            touched = asking.found.total() - asking.found["answers"] > before
+            touched = asking.faults > before
             refused = change["outcome"] != "swapped_in" and bad.says in change["reason"]
             accepted += touched or not refused or asking.releases != {good}
     return [
@@ -294,10 +211,10 @@ def _wrong(server: Server) -> float:
     """Answers of an engine that compiled its model, after each of some swaps, that differ from
     Hugging Face's.
     """
-    asking = _Asking(server)
+    asking = Asking(server.folders)
     with server.client() as client:
         for number in (1, 2, 3, 0, 1):
             server.swap_to(f"r{number}")
             for fault in ("mixed", "stale_cache"):
                 asking.ask(client, fault, streams=False)
-    return float(asking.found.total() - asking.found["answers"])
+    return float(asking.faults)

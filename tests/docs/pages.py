@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from serving.settings import Settings
-from tests.docs import scaling
+from tests.docs import figures, scaling
 from tests.serving import parity, test_parity, test_vllm, test_vllm_parity
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,6 +32,7 @@ def pages() -> dict[Path, str]:
                 ("scaling.md", scaling.table()),
             )
         },
+        DOCS / "figures.md": figures.page(),
         DOCS / "parity.md": parity.page(test_parity, test_vllm_parity, test_vllm),
     }
 

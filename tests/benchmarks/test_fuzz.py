@@ -1,0 +1,35 @@
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from benchmarks import fuzz
+from feedback.pii import Masked
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_every_target_takes_its_seeds_and_what_comes_of_them(name: str) -> None:
+    for seed in fuzz.seeds(name):
+        fuzz.TARGETS[name][0](seed)
+    runs, crashed = fuzz.fuzz(name, 300)
+    assert runs >= 300 and not crashed
+
+
+def test_a_target_that_finds_something_ends_its_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fuzz, "mask", lambda text: Masked(text, Counter(EMAIL=1)))
+    with pytest.raises(AssertionError):
+        fuzz.mask_text(b"ann@example.org")
+
+
+def test_a_process_that_ends_badly_counts_as_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = "import sys; print('#7 pulse', file=sys.stderr); sys.exit(77)"
+
+    def run(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
+        return real([sys.executable, "-c", crash], capture_output=True, text=True, check=False)
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    assert fuzz.fuzz("mask_text", 10) == (7, True)
