@@ -26,10 +26,10 @@ READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark check format lint types imports schema proto docs lock bench clean
+.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark check format lint types imports schema proto docs lock bench bench-gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the environment in .venv from requirements.lock
 	@:
@@ -65,6 +65,9 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 
 bench: setup kafkajars ## measure one suite into benchmarks/results (SUITE=name; QUICK=1 for a short form)
 	@exec $(RUN) -m benchmarks $(SUITE)
+
+bench-gpu: ## measure the kernels on a GPU, against what else there is
+	@$(MAKE) bench SUITE=gpu
 
 clean: ## remove what was made, but for runs/
 	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts

@@ -13,6 +13,7 @@ SUITES = (
     "erasure",
     "faults",
     "fuzz",
+    "gpu",
     "log",
     "parts",
     "pii",

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 
+import torch
+
 from contracts.artifact import write_text_durably
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,6 +60,7 @@ def write(
             "processor": _processor(),
             "cores": os.cpu_count(),
             "system": platform.system(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
         "versions": {
             "python": platform.python_version(),
