@@ -108,6 +108,9 @@ class PpoConfig(StageConfig):
     kl_horizon: int = Field(default=10_000, ge=1)
     # Stop when the mean KL of a batch to the SFT policy exceeds this many nats per response.
     kl_budget: float = Field(default=float("inf"), gt=0)
+    # What a token adds to the policy loss counts by its probability for the trainer over that for
+    # the engine that drew it, up to this; 0 leaves it out.
+    importance_cap: float = Field(default=0.0, ge=0)
     # Multiplies the mean negative log-likelihood per pretraining token.
     ptx_coefficient: float = Field(default=27.8, ge=0)
     ptx_examples_per_episode: int = Field(default=8, ge=0)

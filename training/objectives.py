@@ -1,10 +1,12 @@
-"""What PPO steers by: the weight of the KL penalty, and how well the value network predicts.
+"""What PPO steers by: the weight of the KL penalty and of a token that an engine drew, and how well
+the value network predicts.
 
 Shapes: B sequences, R response tokens (right-padded). A mask is True at real tokens.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.config import KL_ERROR, PpoConfig
@@ -32,6 +34,15 @@ class KlController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.beta = state["beta"]
+
+
+def importance_weights(trainer_BR: Tensor, engine_BR: Tensor, cap: float) -> Tensor:
+    """min(p_trainer / p_engine, cap) of every token, [B, R], from their log-probabilities.
+
+    Truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17:295, 2008): what the engine's
+    other kernels drew counts as if the trainer's model had drawn it, with a bounded variance.
+    """
+    return torch.exp(trainer_BR - engine_BR).clamp(max=cap)
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:

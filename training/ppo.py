@@ -40,7 +40,7 @@ from training.model import (
     packed_loss,
     save_policy,
 )
-from training.objectives import KlController, explained_variance
+from training.objectives import KlController, explained_variance, importance_weights
 from training.optimizer import adam, autocast, average_weights, set_rate, step, warmup_share
 from training.packing import PASS_TOKENS, Tree, passes
 from training.rollout import Rollout, Sampler, pack
@@ -216,12 +216,17 @@ def evaluate_rollout(
     if config.whiten_rewards:
         rewards_BR = whiten(rewards_BR, rollout.mask_BR, shift_mean=False)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, config.gamma, config.lam)
+    advantages_BR = whiten(advantages_BR, rollout.mask_BR)
+    if config.importance_cap:
+        # The surrogate is linear in an advantage, so that the weight of a token can stand with it.
+        engine_BR, cap = rollout.engine_logprobs_BR, config.importance_cap
+        advantages_BR = advantages_BR * importance_weights(logprobs_BR, engine_BR, cap)
     return Experience(
         rollout=rollout,
         old_logprobs_BR=logprobs_BR,
         ref_logprobs_BR=ref_BR,
         old_values_BR=values_BR,
-        advantages_BR=whiten(advantages_BR, rollout.mask_BR),
+        advantages_BR=advantages_BR,
         returns_BR=returns_BR,
         scores_B=scores_B,
         entropy=torch.cat(entropies).mean().item(),

@@ -189,6 +189,26 @@ def test_a_return_is_the_discounted_score(nets: Networks, experience: Experience
         assert again.returns_BR[b, :length].tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_token_weighs_as_often_as_the_trainer_would_have_drawn_it(
+    nets: Networks, experience: Experience
+) -> None:
+    drawn, mask_BR = experience.rollout, experience.rollout.mask_BR
+    # For the engine every first token was half as likely as for the trainer, every other one twice.
+    engine_BR = experience.old_logprobs_BR + math.log(2)
+    engine_BR[:, 0] -= 2 * math.log(2)
+    rollout = replace(drawn, engine_logprobs_BR=engine_BR)
+
+    def advantages(cap: float) -> Tensor:
+        return evaluate_rollout(configured(importance_cap=cap), nets, rollout, 0.1).advantages_BR
+
+    plain_BR = advantages(0.0)
+    for cap, first in ((4.0, 2.0), (1.25, 1.25)):
+        weights_BR = advantages(cap) / plain_BR
+        assert weights_BR[:, 0].tolist() == pytest.approx([first] * len(drawn), rel=1e-4)
+        others = weights_BR[:, 1:][mask_BR[:, 1:]].tolist()
+        assert others == pytest.approx([0.5] * len(others), rel=1e-4)
+
+
 def test_a_value_belongs_to_the_state_before_its_token(nets: Networks) -> None:
     def values(response: tuple[int, ...]) -> list[float]:
         episode = pack([[5, 6, 7]], [Sampled(response, (0.0, 0.0), True)])
