@@ -29,8 +29,8 @@ export function takeKeyFromAddress() {
 
 export const getConsent = () => json("GET", "/v1/consent");
 
-export const putConsent = (granted, noticeVersion) =>
-  json("PUT", "/v1/consent", { body: { granted, notice_version: noticeVersion } });
+export const putConsent = (granted, noticeVersion, erase = false) =>
+  json("PUT", "/v1/consent", { body: { granted, notice_version: noticeVersion, erase } });
 
 export const listModels = async () => (await json("GET", "/v1/models")).data;
 

@@ -17,6 +17,9 @@ export class ConsentPanel {
     $("agree").addEventListener("click", () => this.#choose(true));
     $("decline").addEventListener("click", () => this.#decline());
     $("withdraw").addEventListener("click", () => this.#choose(false));
+    $("erase").addEventListener("click", () => this.#askToErase(true));
+    $("erase-not").addEventListener("click", () => this.#askToErase(false));
+    $("erase-now").addEventListener("click", () => this.#choose(false, true));
     $("notice-toggle").addEventListener("click", () => this.#open($("notice").hidden));
   }
 
@@ -39,23 +42,28 @@ export class ConsentPanel {
   close() {
     this.#state = null;
     $("consent-bar").hidden = true;
-    $("withdrawn").hidden = true;
+    $("withdrawn").hidden = $("erased").hidden = true;
     this.#open(false);
   }
 
-  async #choose(granted) {
-    const buttons = [$("agree"), $("decline"), $("withdraw")];
+  async #choose(granted, erase = false) {
+    const buttons = [$("agree"), $("decline"), $("withdraw"), $("erase-now")];
     buttons.forEach((button) => (button.disabled = true));
     try {
-      this.#state = await putConsent(granted, this.notice);
+      this.#state = await putConsent(granted, this.notice, erase);
       if (granted) sessionStorage.removeItem(DECLINED);
       else this.#remember();
       this.#render();
-      $("withdrawn").hidden = granted;
+      $("withdrawn").hidden = granted || erase;
+      $("erased").hidden = !erase;
       this.#open(false);
       // What was clicked is gone: the focus goes to what came instead.
-      $(granted ? "notice-toggle" : "withdrawn").focus();
-      this.#onChange(granted ? "You have opted in." : "You have withdrawn. Nothing more is kept.");
+      $(granted ? "notice-toggle" : erase ? "erased" : "withdrawn").focus();
+      this.#onChange(
+        granted ? "You have opted in."
+          : erase ? "What you wrote is erased."
+          : "You have withdrawn. Nothing more is kept.",
+      );
     } catch (error) {
       this.#onError(error);
     } finally {
@@ -70,6 +78,12 @@ export class ConsentPanel {
     this.#open(false);
     $("notice-toggle").focus();
     this.#onChange("You have not opted in. Nothing is kept.");
+  }
+
+  #askToErase(asked) {
+    $("erase").hidden = asked;
+    $("erase-sure").hidden = !asked;
+    $(asked ? "erase-not" : "erase").focus();
   }
 
   #remember() {
@@ -95,6 +109,8 @@ export class ConsentPanel {
 
   #open(open) {
     $("notice").hidden = !open;
+    $("erase").hidden = false;
+    $("erase-sure").hidden = true;
     $("notice-toggle").setAttribute("aria-expanded", String(open));
   }
 }

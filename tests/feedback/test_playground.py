@@ -22,7 +22,7 @@ from contracts.v1 import events_pb2 as pb
 from feedback import notice
 from feedback.app import create_app
 from feedback.consent import ConsentLedger
-from feedback.log import open_log
+from feedback.vault import open_events
 
 KEY = "il-ann-0123456789"
 RELEASE = "r0007-c0ffee00"
@@ -147,7 +147,7 @@ def app_of(model: Model) -> FastAPI:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    log = open_log(f"sqlite:///{tmp_path}/log.sqlite")
+    log = open_events(f"sqlite:///{tmp_path}/log.sqlite")
     model = Model(log, ConsentLedger(log))
     model.go.set()
     config = uvicorn.Config(app_of(model), port=0, ws="none", log_level="warning")
@@ -384,6 +384,23 @@ def test_withdrawing_is_one_click_and_counts_at_once(page: Page, site: Site) -> 
     ask(page, answers=3)
     expect(page.locator("#why-not")).to_contain_text("You have not opted in")
     assert site.logged() == {"consents": 2, "completions": 1}
+
+
+def test_erasing_asks_once_more_and_leaves_nothing_to_read(page: Page, site: Site) -> None:
+    enter(page, site, agree=True)
+    ask(page)
+    page.get_by_role("button", name="Notice").click()
+    page.get_by_role("button", name="Erase all that I wrote").click()
+    page.get_by_role("button", name="Keep it").click()
+    assert site.logged() == {"consents": 1, "completions": 1}
+    page.get_by_role("button", name="Erase all that I wrote").click()
+    keep(page, "6-erase")
+    page.get_by_role("button", name="Erase for good").click()
+    expect(page.locator("#erased")).to_contain_text("nobody can read it again")
+    expect(page.locator("#erased")).to_be_focused()
+    expect(page.locator("#consent-bar")).to_contain_text("Not opted in")
+    assert site.logged() == {"consents": 2}
+    assert site.events("consents")[1].consent.erased
 
 
 def test_consent_after_the_answers_does_not_make_them_kept(page: Page, site: Site) -> None:
