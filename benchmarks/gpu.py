@@ -186,7 +186,8 @@ def _head(device: str, size: Size, impl: Impl, compiled: bool) -> Case:
         loss = loss_of(h, w)
         torch.autograd.backward(loss)
         assert h.grad is not None and w.grad is not None
-        return loss.detach().float() + h.grad.float().norm() + w.grad.float().norm()
+        checked: Tensor = loss.detach().float() + h.grad.float().norm() + w.grad.float().norm()
+        return checked
 
     product = size.tokens * size.hidden * size.vocab
     return Case(
