@@ -42,7 +42,7 @@ _RELEASE = Release(
     model="stand-in",
     created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     artifact="digest",
-    canary=Canary(token_ids=(1,), logprobs=()),
+    canary=Canary(token_ids=(1, 2), logprobs=(-1.0,)),
     code_version="benchmark",
 )
 _PERMIT = Permit(
