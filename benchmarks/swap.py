@@ -161,8 +161,8 @@ def _bad_releases(server: Server, root: Path) -> list[Figure]:
     asking, accepted = Asking(server.folders), 0
     release = server.registry.get(spoiled)
     with server.client() as client:
-        for bad in bad_ones:
-            aside = root / "bad" / bad.name
+        for number, bad in enumerate(bad_ones):
+            aside = root / "bad" / str(number)
             release_id = bad.publish(server.registry, server.folders[spoiled], release, aside)
             change = server.change_to(release_id)
             server.registry.swap_to(good)
