@@ -111,20 +111,22 @@ def _is_plain(message: Any) -> bool:
     )
 
 
-_Written = asyncio.Future[None]
+# True once the event is durable, False where nobody waits any longer.
+_Written = asyncio.Future[bool]
 
 
 def _wake(batch: list[_Written]) -> None:
     """Tell who waits that the event is durable; each loop is woken once for all of its own."""
     for loop in {written.get_loop() for written in batch}:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(_settle, [w for w in batch if w.get_loop() is loop])
+            own = [written for written in batch if written.get_loop() is loop]
+            loop.call_soon_threadsafe(_settle, own, True)
 
 
-def _settle(batch: list[_Written]) -> None:
+def _settle(batch: list[_Written], durable: bool) -> None:
     for written in batch:
         if not written.done():
-            written.set_result(None)
+            written.set_result(durable)
 
 
 class Recorder:
@@ -144,7 +146,8 @@ class Recorder:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._sink, self._stamper, self._wait_s, self._pause = sink, stamper, wait_s, pause
-        self._queue: queue.Queue[tuple[pb.Event, _Written] | None] = queue.Queue(capacity)
+        self._queue: queue.SimpleQueue[tuple[pb.Event, _Written] | None] = queue.SimpleQueue()
+        self._capacity = capacity
         self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
         # Completions that were promised to be recorded and are not in the log.
         self.lost = 0
@@ -160,15 +163,23 @@ class Recorder:
 
     async def record(self, permit: Permit, transcript: Transcript, release: Release) -> None:
         """Returns when the event is durable, or after the bound; never raises."""
-        written: _Written = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        written: _Written = loop.create_future()
         try:
             event = self._stamper.event(permit.user_id, transcript.event_body(permit, release))
-            self._queue.put_nowait((event, written))
         except Exception as e:  # noqa: BLE001  recording never fails an answer
             self._lose(1, e)
             return
-        _, slow = await asyncio.wait((written,), timeout=self._wait_s)
-        if slow:
+        if self._queue.qsize() >= self._capacity:
+            self._lose(1, queue.Full())
+            return
+        self._queue.put((event, written))
+        bound = loop.call_later(self._wait_s, _settle, [written], False)
+        try:
+            durable = await written
+        finally:
+            bound.cancel()
+        if not durable:
             log.warning("completion answered before its event was durable: the log is slow")
 
     def _write(self) -> None:
