@@ -149,10 +149,10 @@ def validate(event: pb.Event) -> None:
             raise InvalidEvent(name, "a non-empty string", "")
     if not event.HasField("time"):
         raise InvalidEvent("time", "a timestamp", "nothing")
-    topic = topic_of(event)
+    topic, body = topic_of(event), event.WhichOneof("body")
     if not event.HasField("sealed"):
-        _VALIDATE_BODY[topic](getattr(event, event.WhichOneof("body")))
-    elif event.WhichOneof("body") not in TEXT_BODIES:
+        _VALIDATE_BODY[topic](getattr(event, body))
+    elif body not in TEXT_BODIES:
         raise InvalidEvent("sealed", "nothing, as the body has no text", topic)
 
 

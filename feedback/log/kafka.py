@@ -54,6 +54,8 @@ class KafkaLog:
         self._address, self._timeout_s = address, settings.timeout_s
         self._cluster = Cluster(address, settings)
         self._partitions: dict[str, int] = {}
+        # Topic to the ends that were seen last. A partition only grows.
+        self._seen_ends: dict[str, dict[int, int]] = {}
         # Which consumer stands where: topic, partition, offset of the next record.
         self._at: tuple[KafkaConsumer, str, int, int] | None = None
         self._seen = SeenIds()
@@ -75,7 +77,9 @@ class KafkaLog:
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         self._check(topic, partition)
         check_numbers(offset=offset, limit=limit)
-        end = self._ends(topic)[partition]
+        end = self._seen_ends.get(topic, {}).get(partition, 0)
+        if offset + limit > end:
+            end = self._ends(topic)[partition]
         with self._reading, self._cluster.reached():
             while (known := self._seen.known(topic, partition)) < min(offset, end):
                 self._good(topic, partition, known, end, _IN_FLIGHT)
@@ -206,6 +210,7 @@ class KafkaLog:
             if records or following >= end:
                 self._at = (consumer, topic, partition, following)
                 return [r for r in records if r.offset < end], following
+        self._seen_ends.pop(topic, None)
         raise NoAnswer
 
     def _put_aside(self, poison: Sequence[tuple[Any, DeadLetter]]) -> Iterator[Record]:
@@ -238,7 +243,8 @@ class KafkaLog:
         with self._reading, self._cluster.reached():
             consumer = self._cluster.client(KafkaConsumer)
             ends = consumer.end_offsets(places, timeout_ms=self._cluster.wait_ms)
-        return {place.partition: ends[place] for place in places}
+        self._seen_ends[topic] = {place.partition: ends[place] for place in places}
+        return dict(self._seen_ends[topic])
 
     def _count(self, topic: str) -> int:
         if topic not in self._partitions:
