@@ -55,9 +55,9 @@ minibatch = 8
 ptx_examples_per_episode = 1
 ptx_row_tokens = 32
 max_prompt_tokens = 200
-max_response_tokens = 16
+max_response_tokens = 56
 [evaluation]
-samples_per_prompt = 2
+samples_per_prompt = 4
 max_prompts = 20
 [gate]
 min_people = 1
