@@ -49,7 +49,9 @@ class Bad:
         if self.folder:
             self.folder(aside)
         artifact = registry.artifacts.put("policy", aside)
-        bad = release.model_copy(update={"id": f"bad-{self.name}", "artifact": artifact})
+        bad = release.model_copy(
+            update={"id": f"bad-{self.kind}-{self.name}", "artifact": artifact}
+        )
         registry.pin()
         registry.publish(bad)
         file = registry.root / "releases" / f"{bad.id}.json"
