@@ -206,7 +206,7 @@ class Door(SecurityBase):
 
 
 def agreed_notice(
-    principal: Principal, consent: ConsentReader, *, playground: bool, shown_notice: str | None
+    principal: Principal, consent: ConsentReader, playground: bool, shown_notice: str | None
 ) -> str | None:
     """The notice under which a completion of this request may be recorded; None: it may not be.
 

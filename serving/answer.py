@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from contracts.access import Principal
 from contracts.errors import NotFound
 from contracts.refusal import error_body
 from contracts.release import Release
-from serving.ahead import read_ahead
 from serving.content_filter import FINISH, ContentFilter, filtered, filtered_stream
 from serving.engine import Body, Engine, EngineRefused, Kind
 from serving.errors import engine_error_body
 from serving.gate import CutShort, Gate
 from serving.limits import Limiter
 from serving.metrics import Metrics
+from serving.outbox import Outbox, outbox
 from serving.recorder import Permit, Recorder, Transcript
 from serving.response import best, public
 from serving.swap import WeightSwapper
@@ -30,6 +30,16 @@ from serving.telemetry import Visit, visit_of
 log = logging.getLogger(__name__)
 
 encoded = msgspec.json.Encoder().encode
+
+STREAM_HEAD: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+    ],
+}
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,8 @@ class Answer(Response):
     """An ASGI response that holds the gate while the engine works, so that no swap falls into it.
 
     The gate is entered here and not in a middleware: a client that is slow to send its request
-    holds up no swap. Neither does one that is slow to read: the engine's answer is read ahead of
-    it, and to bound that memory a stream is cut when its client kept it waiting too long.
+    holds up no swap. Neither does one that is slow to read: an Outbox keeps what it has not taken
+    and, to bound that memory, cuts a stream when its client kept it waiting too long.
     """
 
     def __init__(self, desk: Desk, ask: Ask) -> None:
@@ -99,32 +109,18 @@ class Answer(Response):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         visit = visit_of(scope)
-        # A client that is slow to read holds up no swap either.
-        async with aclosing(read_ahead(self._made(visit))) as bodies:
-            release, first = await anext(bodies)
-            if self._ask.body.get("stream"):
-                await self._stream(_chunks(first, bodies), release, visit, send)
-                return
-            body = await self._whole(first, release, visit)
+        if self._ask.body.get("stream"):
+            await self._stream(visit, send)
+            return
+        body = await self._whole(visit)
         await Response(encoded(body), 200, media_type="application/json")(scope, receive, send)
 
-    async def _made(self, visit: Visit) -> AsyncGenerator[tuple[Release, Body], None]:
-        """The body, or its chunks, with the release that makes them: all by the same one, because
-        the gate is held for as long as the engine works.
-        """
-        async with self._desk.gate.reading():
-            release = self._desk.serving(self._ask.release)
-            self._stamp(visit, release)
-            result = await self._desk.engine.answer(self._ask.kind, self._ask.body)
-            if isinstance(result, dict):
-                yield release, result
-                return
-            async with aclosing(result) as chunks:
-                async for chunk in chunks:
-                    yield release, chunk
-
-    async def _whole(self, result: Body, release: Release, visit: Visit) -> Body:
+    async def _whole(self, visit: Visit) -> Body:
         ask = self._ask
+        async with self._desk.gate.reading():
+            release = self._release(visit)
+            result = await self._desk.engine.answer(ask.kind, ask.body)
+        assert isinstance(result, dict)
         if ask.body["n"] > ask.n:
             result = best(result, ask.n, ask.body["n"], ask.wants_logprobs)
         if self._desk.content_filter is not None:
@@ -136,52 +132,58 @@ class Answer(Response):
         await self._record(transcript, release)
         return public(result, release, token_ids=ask.wants_token_ids, usage=True)
 
-    async def _stream(
-        self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit, send: Send
-    ) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
-        headers.append((b"cache-control", b"no-cache"))
+    async def _stream(self, visit: Visit, send: Send) -> None:
         try:
-            async with _patient(send, self._desk.stall_bound_s) as say:
-                await say({"type": "http.response.start", "status": 200, "headers": headers})
-                async with aclosing(self._events(chunks, release, visit)) as events:
-                    async for event in events:
-                        data = b"data: %b\n\n" % event
-                        await say({"type": "http.response.body", "body": data, "more_body": True})
-                await say({"type": "http.response.body", "body": b"", "more_body": False})
+            async with outbox(send, STREAM_HEAD, self._desk.stall_bound_s) as out:
+                await self._events(visit, out)
         except TimeoutError:
             # The server closes the connection of a response that was left unfinished.
             visit.facts["error"] = "client too slow"
             self._desk.metrics.limits.labels("slow_client").inc()
 
-    async def _events(
-        self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit
-    ) -> AsyncGenerator[bytes, None]:
-        ask, transcript, usage = self._ask, Transcript(self._ask.kind), None
-        if self._desk.content_filter is not None:
-            chunks = filtered_stream(chunks, self._desk.content_filter)
+    async def _events(self, visit: Visit, out: Outbox) -> None:
+        """Every chunk as an event, all by the release that is served when the gate is entered."""
+        transcript, usage, end = Transcript(self._ask.kind), Body(), b""
         try:
-            async with aclosing(chunks) as open_chunks:
-                async for chunk in open_chunks:
-                    usage = chunk.get("usage") or usage
-                    if not chunk["choices"] and not ask.wants_usage:
-                        continue
-                    transcript.add(chunk)
-                    self._count_filtered(chunk, release)
-                    said = public(
-                        chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage
-                    )
-                    yield encoded(said)
-        except EngineRefused as e:  # the status is sent already, so the error is the last event
-            yield encoded(engine_error_body(e))
-        except CutShort as e:
-            visit.facts["error"] = "cut short"
-            yield encoded(error_body(503, str(e)))
+            async with self._desk.gate.reading():
+                release = self._release(visit)
+                async with aclosing(await self._chunks()) as chunks:
+                    async for chunk in chunks:
+                        usage = chunk.get("usage") or usage
+                        if chunk["choices"]:
+                            transcript.add(chunk)
+                            self._count_filtered(chunk, release)
+                            out.put(self._event(chunk, release))
+                        elif self._ask.wants_usage:
+                            end = self._event(chunk, release)
+        except (EngineRefused, CutShort) as e:
+            if not out.started:
+                raise
+            # The status is sent already, so the error is the last event.
+            end = _event(self._failed(e, visit))
         else:
-            await self._settle(usage or {}, release, visit)
+            await out.sent()
+            await self._settle(usage, release, visit)
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)
-        yield b"[DONE]"
+        out.put(end + DONE, last=True)
+
+    async def _chunks(self) -> AsyncGenerator[Body, None]:
+        chunks = await self._desk.engine.answer(self._ask.kind, self._ask.body)
+        assert not isinstance(chunks, dict)
+        if self._desk.content_filter is None:
+            return chunks
+        return filtered_stream(chunks, self._desk.content_filter)
+
+    def _event(self, chunk: Body, release: Release) -> bytes:
+        ask = self._ask
+        return _event(public(chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage))
+
+    def _failed(self, error: EngineRefused | CutShort, visit: Visit) -> Body:
+        if isinstance(error, EngineRefused):
+            return engine_error_body(error)
+        visit.facts["error"] = "cut short"
+        return error_body(503, str(error))
 
     async def _record(self, transcript: Transcript, release: Release) -> None:
         if self._ask.permit is not None:
@@ -207,52 +209,18 @@ class Answer(Response):
         if cut:
             self._desk.metrics.filtered.labels(release.id).inc(cut)
 
-    def _stamp(self, visit: Visit, release: Release) -> None:
+    def _release(self, visit: Visit) -> Release:
+        """The release that answers now, stamped on the response. Raises as Desk.serving does."""
+        release = self._desk.serving(self._ask.release)
         recorded = "true" if self._ask.permit is not None else "false"
         visit.headers["x-policy-release"] = release.id
         visit.headers["x-instructloop-recorded"] = recorded
         visit.facts["release"] = release.id
+        return release
 
 
-@asynccontextmanager
-async def _patient(send: Send, bound_s: float) -> AsyncGenerator[Send, None]:
-    """A `send` that raises TimeoutError once a client has kept it waiting for `bound_s` in all.
-
-    One timer for all that is sent: it looks again when the client's time could be up.
-    """
-    loop = asyncio.get_running_loop()
-    waited, since = 0.0, None
-
-    async def say(message: Message) -> None:
-        nonlocal waited, since
-        since = loop.time()
-        try:
-            await send(message)
-        finally:
-            waited += loop.time() - since
-            since = None
-
-    async def look() -> None:
-        left = bound_s
-        while left > 0:
-            await asyncio.sleep(left)
-            left = bound_s - waited - (0.0 if since is None else loop.time() - since)
-        until.reschedule(loop.time())
-
-    async with asyncio.timeout(None) as until:
-        looking = asyncio.create_task(look())
-        try:
-            yield say
-        finally:
-            looking.cancel()
-
-
-async def _chunks(
-    first: Body, bodies: AsyncGenerator[tuple[Release, Body], None]
-) -> AsyncGenerator[Body, None]:
-    yield first
-    async for _, chunk in bodies:
-        yield chunk
+def _event(body: Body) -> bytes:
+    return b"data: %b\n\n" % encoded(body)
 
 
 async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

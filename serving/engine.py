@@ -5,6 +5,7 @@ while it loads.
 """
 
 import asyncio
+import gc
 import json
 import math
 import os
@@ -142,6 +143,11 @@ class VllmEngine:
             "chat": (vllm.ChatCompletionRequest, chat.create_chat_completion),
         }
         self._error_response = completion.create_error_response
+        # As vLLM's own server does: its environment is read once and not for every token, and what
+        # was loaded is not searched for garbage again and again.
+        vllm.enable_envs_cache()
+        gc.collect()
+        gc.freeze()
 
     async def stop(self) -> None:
         client, self._client, self._handlers = self._client, None, {}
@@ -238,6 +244,7 @@ class _Vllm:
     them.
     """
 
+    enable_envs_cache: Any
     init_app_state: Any
     State: Any
     CompletionRequest: Any
@@ -252,13 +259,15 @@ def _start_async_llm(arguments: list[str]) -> tuple[_Vllm, Any, Any]:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.envs import enable_envs_cache
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
     parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]
     args = make_arg_parser(parser).parse_args(arguments)
     client = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
-    return _Vllm(init_app_state, State, CompletionRequest, ChatCompletionRequest), args, client
+    names = (enable_envs_cache, init_app_state, State, CompletionRequest, ChatCompletionRequest)
+    return _Vllm(*names), args, client
 
 
 def engine_arguments(options: EngineOptions, folder: Path, model: str) -> list[str]:

@@ -3,11 +3,11 @@
 import asyncio
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 
 from contracts.access import ConsentReader, Principal
 from contracts.errors import AccessDenied, InvalidInput, NotFound
@@ -102,6 +102,8 @@ class _Clerk:
 
     def __init__(self, desk: Desk, consent: ConsentReader, limits: Limits) -> None:
         self._desk, self._consent, self._limits = desk, consent, limits
+        # Where the log is slow to say who agreed, only these wait for it.
+        self._asking = ThreadPoolExecutor(thread_name_prefix="consent")
 
     async def answer(self, kind: Kind, request: Request, who: Principal) -> Answer:
         visit = visit_of(request.scope)
@@ -163,10 +165,8 @@ class _Clerk:
         refusals = self._desk.metrics.consent_refusals
         try:
             async with asyncio.timeout(self._limits.consent_bound_s):
-                notice = await run_in_threadpool(
-                    lambda: agreed_notice(
-                        who, self._consent, playground=playground, shown_notice=shown
-                    )
+                notice = await asyncio.get_running_loop().run_in_executor(
+                    self._asking, agreed_notice, who, self._consent, playground, shown
                 )
         except Exception as e:  # noqa: BLE001  whatever the log's client raises
             log.warning("consent cannot be asked, nothing is kept: %s", type(e).__name__)

@@ -221,7 +221,8 @@ def test_client_that_does_not_read_holds_up_no_swap_and_gets_all_of_its_answer(
             assert said["serving"] == "r1" and said["last_change"]["cut_short"] == 0
             read.set()
             await asking
-            chunks = [part for part in sent if part.startswith(b"data: {")]
+            events = b"".join(sent).split(b"\n\n")
+            chunks = [event for event in events if event.startswith(b"data: {")]
             assert len(chunks) == 5 and all(b'"system_fingerprint":"r2"' in c for c in chunks)
             assert b"error" not in b"".join(sent)
 
