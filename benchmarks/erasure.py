@@ -60,8 +60,8 @@ def _erased(name: str, url: str, folder: Path) -> list[Figure]:
             rights.withdraw(person, erase=True)
             taken.append(time.perf_counter() - began)
         readable = _readable(log, erased)
-        kept = _readable(log, people) - erased.keys()
         counted = sum(log.unreadable.values())
+        kept = _readable(log, people) - erased.keys()
     if backup is not None:
         with closing(SealedLog(open_log(f"sqlite:///{backup}"), open_vault(url, vault))) as old:
             readable |= _readable(old, erased)
@@ -85,6 +85,7 @@ def _say(log: SealedLog, people: dict[str, str]) -> None:
                 prompt=pb.Prompt(text=f"{marker} says something"),
                 outputs=[pb.Output(index=0, text=f"{marker} was said", finish_reason="stop")],
                 source=pb.SOURCE_API,
+                release_id="r0001",
                 notice_version=version,
             )
             for i in range(SAID)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,7 @@ import httpx
 from tests import tiny_models
 
 TOKENS = 24
-# Of all who leave: many would have had their answer by then.
-LATEST_S = 0.6
-# The share of requests that nobody cancels, so that there are whole answers on any machine.
+# The share of requests that nobody cancels; the others stay no longer than the last of these did.
 STAY = 0.25
 PROMPTS = {"il-ann": "List three canaries", "il-bob": "Write one canary"}
 
@@ -49,13 +48,17 @@ async def cancel_many(
     and of them those whose answer `crossed`: it is not what its own canary is answered.
     """
     left, dice, found = iter(range(requests)), random.Random(seed), Counter[str]()
+    whole_s = 1.0
 
     async def client() -> None:
+        nonlocal whole_s
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             for number in left:
                 key = sorted(canaries)[number % len(canaries)]
-                leaves = None if dice.random() < STAY else dice.uniform(0, LATEST_S)
+                leaves = None if dice.random() < STAY else dice.uniform(0, whole_s)
+                began = time.monotonic()
                 ends, crossed = await _ask(http, key, canaries[key], dice.random() < 0.5, leaves)
+                whole_s = time.monotonic() - began if leaves is None else whole_s
                 found[ends] += 1
                 found["crossed"] += crossed
 
