@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,20 +66,20 @@ class Desk:
     # How long a client may keep a stream waiting, in all, in seconds.
     stall_bound_s: float
 
-    def serving(self, named: str | None = None) -> Release:
-        """The release that answers. Raises EngineRefused while there is none, and NotFound where
-        another one is named.
+    def serving(self, named: str | None = None, user_id: str | None = None) -> Release:
+        """The release that answers: the one that is named, or that the person has. Raises
+        EngineRefused while there is none, and NotFound where another one is named.
         """
-        release = self.swapper.serving
-        if release is None:
+        swapper = self.swapper
+        if swapper.serving is None:
             raise EngineRefused("The model is still loading.", status=503)
-        if named not in (None, release.id):
-            raise NotFound(
-                f"The model `{release.model}@{named}` is not loaded; "
-                f"loaded: `{release.model}@{release.id}`.",
-                "model",
-            )
-        return release
+        if named is None:
+            return (user_id and swapper.release_for(user_id)) or swapper.serving
+        if named in swapper.loaded:
+            return swapper.loaded[named]
+        model = swapper.serving.model
+        loaded = ", ".join(f"`{model}@{name}`" for name in swapper.loaded)
+        raise NotFound(f"The model `{model}@{named}` is not loaded; loaded: {loaded}.", "model")
 
 
 class Answer(Response):
@@ -113,28 +113,34 @@ class Answer(Response):
         the gate is held for as long as the engine works.
         """
         async with self._desk.gate.reading():
-            release = self._desk.serving(self._ask.release)
+            release = self._desk.serving(self._ask.release, self._ask.who.user_id)
             self._stamp(visit, release)
-            result = await self._desk.engine.answer(self._ask.kind, self._ask.body)
-            if isinstance(result, dict):
-                yield release, result
-                return
-            async with aclosing(result) as chunks:
-                async for chunk in chunks:
-                    yield release, chunk
+            with self._desk.swapper.adapters.answering(release) as adapter:
+                result = await self._desk.engine.answer(self._ask.kind, self._ask.body, adapter)
+                if isinstance(result, dict):
+                    yield release, result
+                    return
+                async with aclosing(result) as chunks:
+                    async for chunk in chunks:
+                        yield release, chunk
 
     async def _whole(self, result: Body, release: Release, visit: Visit) -> Body:
         ask = self._ask
         if ask.body["n"] > ask.n:
             result = best(result, ask.n, ask.body["n"], ask.wants_logprobs)
-        if self._desk.content_filter is not None:
-            result = await filtered(result, self._desk.content_filter)
+        result = await self._judged(result, release)
         transcript = Transcript(ask.kind)
         transcript.add(result)
-        self._count_filtered(result, release)
-        await self._settle(result["usage"], release, visit)
+        await self._settle([(release, result["usage"])], visit)
         await self._record(transcript, release)
         return public(result, release, token_ids=ask.wants_token_ids, usage=True)
+
+    async def _judged(self, result: Body, release: Release) -> Body:
+        """The body as the content filter leaves it."""
+        if self._desk.content_filter is not None:
+            result = await filtered(result, self._desk.content_filter)
+            self._count_filtered(result, release)
+        return result
 
     async def _stream(
         self, chunks: AsyncGenerator[Body, None], release: Release, visit: Visit, send: Send
@@ -178,7 +184,7 @@ class Answer(Response):
             visit.facts["error"] = "cut short"
             yield encoded(error_body(503, str(e)))
         else:
-            await self._settle(usage or {}, release, visit)
+            await self._settle([(release, usage or {})], visit)
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)
         yield b"[DONE]"
@@ -188,14 +194,16 @@ class Answer(Response):
             self._desk.metrics.recorded.labels(release.id).inc()
             await self._desk.recorder.record(self._ask.permit, transcript, release)
 
-    async def _settle(self, usage: Body, release: Release, visit: Visit) -> None:
-        """Count the tokens that it cost in the end."""
+    async def _settle(self, usages: Sequence[tuple[Release, Body]], visit: Visit) -> None:
+        """Count the tokens that it cost in the end, by the releases that made it."""
         ask, used = self._ask, 0
-        for name in ("prompt_tokens", "completion_tokens"):
-            tokens = int(usage.get(name) or 0)
-            used += tokens
-            visit.facts[name] = tokens
-            self._desk.metrics.tokens.labels(release.id, name.removesuffix("_tokens")).inc(tokens)
+        for release, usage in usages:
+            for name in ("prompt_tokens", "completion_tokens"):
+                tokens = int(usage.get(name) or 0)
+                used += tokens
+                visit.facts[name] = int(visit.facts.get(name, 0)) + tokens
+                kind = name.removesuffix("_tokens")
+                self._desk.metrics.tokens.labels(release.id, kind).inc(tokens)
         if ask.tokens_taken is not None and used > ask.tokens_taken:
             limiter = self._desk.limiter
             await limiter.aside(limiter.settle, ask.who, ask.tokens_taken, used)
@@ -207,11 +215,11 @@ class Answer(Response):
         if cut:
             self._desk.metrics.filtered.labels(release.id).inc(cut)
 
-    def _stamp(self, visit: Visit, release: Release) -> None:
+    def _stamp(self, visit: Visit, *releases: Release) -> None:
         recorded = "true" if self._ask.permit is not None else "false"
-        visit.headers["x-policy-release"] = release.id
+        names = ",".join(release.id for release in releases)
+        visit.headers["x-policy-release"] = visit.facts["release"] = names
         visit.headers["x-instructloop-recorded"] = recorded
-        visit.facts["release"] = release.id
 
 
 @asynccontextmanager
