@@ -24,7 +24,8 @@ SFT_COLUMNS = (*PROMPT_COLUMNS, "response")
 #   ranks: list<int32>, 0 best, ties equal, aligned with responses; release_id: string;
 #   annotations: list of {name, value}, what the rater said beside the order
 RM_COLUMNS = (
-    *PROMPT_COLUMNS, "rater_id", "responses", "finished", "ranks", "release_id", "annotations",
+    *PROMPT_COLUMNS, "rater_id", "responses", "finished", "releases", "ranks", "release_id",
+    "annotations",
 )  # fmt: skip
 PPO_COLUMNS = PROMPT_COLUMNS
 

@@ -48,7 +48,7 @@ READABLE = frozenset(
     "completion_id outputs output sampling release_id release_digest model source notice_version "
     "groups score instruction_version seconds_spent state purposes erased transition reason".split()
 )
-READABLE_OF_OUTPUT = frozenset({"index", "finish_reason"})
+READABLE_OF_OUTPUT = frozenset({"index", "finish_reason", "release_id", "release_digest"})
 
 
 def _may_hold_text(body: str) -> bool:

@@ -7,6 +7,7 @@ On disk, below the registry's root:
     history.jsonl                one line for each time that what servers should serve changed
     current                      the id that was published, or rolled back to, last
     pinned                       the id that servers should serve whatever is current; absent: none
+    shares.json                  parts of the people that other releases answer; absent: none
     lock                         held by who changes any of these
     replicas/ drain-turn         who serves what, and who may drain (contracts.rollout)
 """
@@ -33,6 +34,7 @@ from pydantic import (
 from contracts.artifact import ArtifactStore, fsync, write_text_durably
 from contracts.errors import CorruptArtifact, InvalidInput, NotFound
 from contracts.rollout import Rollout
+from contracts.shares import Shares
 
 # It names a file.
 RELEASE_ID = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,99}"
@@ -65,8 +67,11 @@ class Release(BaseModel):
     id: str
     model: str
     created: dt.datetime
-    # The policy: safetensors, config and tokenizer.
+    # The policy: safetensors, config and tokenizer; where there is a `base`, an adapter of that one
+    # in peft's format.
     artifact: str
+    # The policy artifact that an adapter adapts; None for a release that is whole.
+    base: str | None = None
     canary: Canary
     # None for a model that was brought from outside.
     parent: str | None = None
@@ -100,7 +105,8 @@ class ReleaseRegistry:
 
         Where a release is pinned, servers stay on that one.
         """
-        for digest in filter(None, (release.artifact, release.dataset, release.reward_model)):
+        named = (release.artifact, release.base, release.dataset, release.reward_model)
+        for digest in filter(None, named):
             self.artifacts.path(digest)
         file = self._file(release.id)
         with self._writing():
@@ -153,6 +159,31 @@ class ReleaseRegistry:
     def all(self) -> list[Release]:
         """Every release that was published, in the order of their ids."""
         return [self.get(file.stem) for file in sorted((self.root / "releases").glob("*.json"))]
+
+    def whole(self, artifact: str) -> Release:
+        """The last release of exactly this policy. Raises NotFound."""
+        found = [r for r in self.releases() if r.artifact == artifact and r.base is None]
+        if not found:
+            raise NotFound(f"no release of the policy {artifact} in {self.root}")
+        return found[-1]
+
+    def shares(self) -> Shares:
+        """Which part of the people is answered by another release. Raises CorruptArtifact."""
+        try:
+            return Shares.model_validate_json(self._read("shares.json") or "{}")
+        except ValidationError as e:
+            raise CorruptArtifact(f"{self.root / 'shares.json'}: {e.errors()[0]['msg']}") from None
+
+    def share(self, release_id: str, share: float) -> Shares:
+        """Let this release answer a part of the people, 0 for none; all shares as they are then.
+        Raises NotFound, InvalidInput.
+        """
+        with self._writing():
+            shares = self.shares().having(release_id, share)
+            if share:
+                self.get(release_id)
+            write_text_durably(self.root / "shares.json", shares.model_dump_json())
+        return shares
 
     def history(self) -> list[str]:
         """Ids in the order in which servers should have served them; the last one is the target."""

@@ -170,18 +170,25 @@ def described(event: pb.Event) -> dict[str, Any]:
         "object": "chat.completion" if chat else "text_completion",
         "created": event.time.seconds,
         "model": body.model,
-        "system_fingerprint": body.release_id,
+        "system_fingerprint": _releases(body),
         "choices": [_choice(output, chat) for output in body.outputs],
         "metadata": dict(body.metadata),
         **({} if chat else {"prompt": body.prompt.text}),
     }
 
 
+def _releases(body: pb.Completion) -> str:
+    """As the answer said it: of several, each once."""
+    named = dict.fromkeys(output.release_id or body.release_id for output in body.outputs)
+    return ",".join(named)
+
+
 def _choice(output: pb.Output, chat: bool) -> dict[str, Any]:
     message = {"role": "assistant", "content": output.text, "refusal": None}
     said = {"message": message} if chat else {"text": output.text}
     end = output.finish_reason or None
-    return {"index": output.index, **said, "logprobs": None, "finish_reason": end}
+    by = {"release": output.release_id} if output.release_id else {}
+    return {"index": output.index, **said, "logprobs": None, "finish_reason": end, **by}
 
 
 def _is_chat(event: pb.Event) -> bool:

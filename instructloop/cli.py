@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from contracts.access import Scope
-from contracts.errors import InstructloopError
+from contracts.errors import InstructloopError, InvalidInput
 from instructloop import cli_consent, cli_dataset, cli_log, cli_vault
 from instructloop.options import KEYS, LOG, REGISTRY, Data, Keys, Log, Registry
 
@@ -209,6 +209,44 @@ def rollback(registry: Registry = REGISTRY) -> None:
     from contracts.release import ReleaseRegistry
 
     typer.echo(ReleaseRegistry(registry).rollback().id)
+
+
+@release.command("adapter")
+def adapter(
+    folder: Annotated[Path, typer.Argument(help="A LoRA adapter in peft's format.")],
+    base: Annotated[str, typer.Option(help="The release whose weights it adapts.")],
+    registry: Registry = REGISTRY,
+) -> None:
+    """Publish an adapter that was trained elsewhere; running servers follow."""
+    from contracts.release import ReleaseRegistry
+    from instructloop.adapter import bring_adapter
+    from instructloop.version import code_version
+
+    typer.echo(bring_adapter(ReleaseRegistry(registry), folder, base, code_version()).id)
+
+
+@release.command("share")
+def share(
+    part: Annotated[
+        str | None, typer.Argument(help="r0003-1a2b3c4d=0.1; 0 for none. Without it: as they are.")
+    ] = None,
+    registry: Registry = REGISTRY,
+) -> None:
+    """Let a part of the people be answered by another release than the one that is served."""
+    from contracts.release import ReleaseRegistry
+
+    releases = ReleaseRegistry(registry)
+    shares = releases.shares() if part is None else releases.share(*_share(part))
+    for release_id, taken in shares.parts.items():
+        typer.echo(f"{release_id} {taken:g}")
+
+
+def _share(part: str) -> tuple[str, float]:
+    release_id, _, share = part.partition("=")
+    try:
+        return release_id, float(share)
+    except ValueError:
+        raise InvalidInput("share", "RELEASE=PART, such as r0003-1a2b3c4d=0.1", part) from None
 
 
 @app.command()

@@ -129,10 +129,15 @@ def publish(loop: Loop, described: Release) -> Release:
 
 
 def parent_of(loop: Loop) -> Release:
-    """The release that this round starts from, the same when the round is taken up again."""
+    """The release that this round starts from, the same when the round is taken up again. Raises
+    InvalidInput where that is an adapter.
+    """
     parent = first_release(loop)
     started = loop.stages.run("parent", lambda _: {"release": parent.id})
-    return loop.registry.get(started["release"])
+    release = loop.registry.get(started["release"])
+    if release.base is not None:
+        raise InvalidInput("release", "a whole policy to train on, such as its base", release.id)
+    return release
 
 
 def _dataset(loop: Loop) -> str:

@@ -26,6 +26,15 @@ class Wanted(BaseModel):
     release: ReleaseId
 
 
+class Shared(BaseModel):
+    """Which release, and the part of the people that it answers; 0 for none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    release: ReleaseId
+    share: Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 class Pinned(BaseModel):
     """Which release; None for the one that should be served now."""
 
@@ -51,6 +60,8 @@ class Bridge:
             "object": "status",
             **own.model_dump(mode="json", exclude={"at"}),
             "standby": swapper.standby.id if swapper.standby else None,
+            "loaded": list(swapper.loaded),
+            "shares": swapper.shares.parts,
             "current": await run_in_threadpool(registry.current_id),
             "pinned": await run_in_threadpool(registry.pinned_id),
             "counts": Counter(change.outcome for change in swapper.changes),
@@ -83,6 +94,19 @@ class Bridge:
             raise HTTPException(
                 409, f"{own.target} should be served, and {own.serving} still is: {own.reason}"
             )
+        return await self.status()
+
+    async def share(self, release_id: str, share: float) -> Body:
+        """Change the shares, and the status once this replica followed. Raises HTTPException where
+        it could not load the release.
+        """
+        await run_in_threadpool(self.registry.share, release_id, share)
+        await asyncio.shield(asyncio.ensure_future(self.swapper.look(again=True)))
+        if share and release_id not in self.swapper.loaded:
+            reason = next(
+                c.reason for c in reversed(self.swapper.changes) if c.release == release_id
+            )
+            raise HTTPException(409, f"{release_id} has a share and is not loaded: {reason}")
         return await self.status()
 
     async def drain(self, *, out: bool) -> Body:
@@ -122,6 +146,11 @@ def router(bridge: Bridge, admin: Callable[..., Any]) -> APIRouter:
     async def rollback() -> Body:
         """Serve the parent of the release that should be served now."""
         return await bridge.change(registry.rollback)
+
+    @routes.post("/share")
+    async def share(shared: Shared) -> Body:
+        """Let a part of the people be answered by this release, each person always by the same."""
+        return await bridge.share(shared.release, shared.share)
 
     @routes.post("/drain")
     async def drain() -> Body:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,20 +76,20 @@ class Desk:
     # How long a client may keep a stream waiting, in all, in seconds.
     stall_bound_s: float
 
-    def serving(self, named: str | None = None) -> Release:
-        """The release that answers. Raises EngineRefused while there is none, and NotFound where
-        another one is named.
+    def serving(self, named: str | None = None, user_id: str | None = None) -> Release:
+        """The release that answers: the one that is named, or that the person has. Raises
+        EngineRefused while there is none, and NotFound where another one is named.
         """
-        release = self.swapper.serving
-        if release is None:
+        swapper = self.swapper
+        if swapper.serving is None:
             raise EngineRefused("The model is still loading.", status=503)
-        if named not in (None, release.id):
-            raise NotFound(
-                f"The model `{release.model}@{named}` is not loaded; "
-                f"loaded: `{release.model}@{release.id}`.",
-                "model",
-            )
-        return release
+        if named is None:
+            return (user_id and swapper.release_for(user_id)) or swapper.serving
+        if named in swapper.loaded:
+            return swapper.loaded[named]
+        model = swapper.serving.model
+        loaded = ", ".join(f"`{model}@{name}`" for name in swapper.loaded)
+        raise NotFound(f"The model `{model}@{named}` is not loaded; loaded: {loaded}.", "model")
 
 
 class Answer(Response):
@@ -115,22 +115,35 @@ class Answer(Response):
         body = await self._whole(visit)
         await Response(encoded(body), 200, media_type="application/json")(scope, receive, send)
 
+    @asynccontextmanager
+    async def _answering(self, visit: Visit) -> AsyncIterator[tuple[Release, str | None]]:
+        """The release that makes all of this answer, and its adapter; both stay meanwhile."""
+        async with self._desk.gate.reading():
+            release = self._desk.serving(self._ask.release, self._ask.who.user_id)
+            self._stamp(visit, release)
+            with self._desk.swapper.adapters.answering(release) as adapter:
+                yield release, adapter
+
     async def _whole(self, visit: Visit) -> Body:
         ask = self._ask
-        async with self._desk.gate.reading():
-            release = self._release(visit)
-            result = await self._desk.engine.answer(ask.kind, ask.body)
+        async with self._answering(visit) as (release, adapter):
+            result = await self._desk.engine.answer(ask.kind, ask.body, adapter)
         assert isinstance(result, dict)
         if ask.body["n"] > ask.n:
             result = best(result, ask.n, ask.body["n"], ask.wants_logprobs)
-        if self._desk.content_filter is not None:
-            result = await filtered(result, self._desk.content_filter)
+        result = await self._judged(result, release)
         transcript = Transcript(ask.kind)
         transcript.add(result)
-        self._count_filtered(result, release)
-        await self._settle(result["usage"], release, visit)
+        await self._settle([(release, result["usage"])], visit)
         await self._record(transcript, release)
         return public(result, release, token_ids=ask.wants_token_ids, usage=True)
+
+    async def _judged(self, result: Body, release: Release) -> Body:
+        """The body as the content filter leaves it."""
+        if self._desk.content_filter is not None:
+            result = await filtered(result, self._desk.content_filter)
+            self._count_filtered(result, release)
+        return result
 
     async def _stream(self, visit: Visit, send: Send) -> None:
         try:
@@ -145,17 +158,18 @@ class Answer(Response):
         """Every chunk as an event, all by the release that is served when the gate is entered."""
         transcript, usage, end = Transcript(self._ask.kind), Body(), b""
         try:
-            async with self._desk.gate.reading():
-                release = self._release(visit)
-                async with aclosing(await self._chunks()) as chunks:
-                    async for chunk in chunks:
-                        usage = chunk.get("usage") or usage
-                        if chunk["choices"]:
-                            transcript.add(chunk)
-                            self._count_filtered(chunk, release)
-                            out.put(self._event(chunk, release))
-                        elif self._ask.wants_usage:
-                            end = self._event(chunk, release)
+            async with (
+                self._answering(visit) as (release, adapter),
+                aclosing(await self._chunks(adapter)) as chunks,
+            ):
+                async for chunk in chunks:
+                    usage = chunk.get("usage") or usage
+                    if chunk["choices"]:
+                        transcript.add(chunk)
+                        self._count_filtered(chunk, release)
+                        out.put(self._event(chunk, release))
+                    elif self._ask.wants_usage:
+                        end = self._event(chunk, release)
         except (EngineRefused, CutShort) as e:
             if not out.started:
                 raise
@@ -163,13 +177,13 @@ class Answer(Response):
             end = _event(self._failed(e, visit))
         else:
             await out.sent()
-            await self._settle(usage, release, visit)
+            await self._settle([(release, usage)], visit)
             # Before the end of the stream: who has read it may rank it.
             await self._record(transcript, release)
         out.put(end + DONE, last=True)
 
-    async def _chunks(self) -> AsyncGenerator[Body, None]:
-        chunks = await self._desk.engine.answer(self._ask.kind, self._ask.body)
+    async def _chunks(self, adapter: str | None) -> AsyncGenerator[Body, None]:
+        chunks = await self._desk.engine.answer(self._ask.kind, self._ask.body, adapter)
         assert not isinstance(chunks, dict)
         if self._desk.content_filter is None:
             return chunks
@@ -190,14 +204,16 @@ class Answer(Response):
             self._desk.metrics.recorded.labels(release.id).inc()
             await self._desk.recorder.record(self._ask.permit, transcript, release)
 
-    async def _settle(self, usage: Body, release: Release, visit: Visit) -> None:
-        """Count the tokens that it cost in the end."""
+    async def _settle(self, usages: Sequence[tuple[Release, Body]], visit: Visit) -> None:
+        """Count the tokens that it cost in the end, by the releases that made it."""
         ask, used = self._ask, 0
-        for name in ("prompt_tokens", "completion_tokens"):
-            tokens = int(usage.get(name) or 0)
-            used += tokens
-            visit.facts[name] = tokens
-            self._desk.metrics.tokens.labels(release.id, name.removesuffix("_tokens")).inc(tokens)
+        for release, usage in usages:
+            for name in ("prompt_tokens", "completion_tokens"):
+                tokens = int(usage.get(name) or 0)
+                used += tokens
+                visit.facts[name] = int(visit.facts.get(name, 0)) + tokens
+                kind = name.removesuffix("_tokens")
+                self._desk.metrics.tokens.labels(release.id, kind).inc(tokens)
         if ask.tokens_taken is not None and used > ask.tokens_taken:
             limiter = self._desk.limiter
             await limiter.aside(limiter.settle, ask.who, ask.tokens_taken, used)
@@ -209,14 +225,11 @@ class Answer(Response):
         if cut:
             self._desk.metrics.filtered.labels(release.id).inc(cut)
 
-    def _release(self, visit: Visit) -> Release:
-        """The release that answers now, stamped on the response. Raises as Desk.serving does."""
-        release = self._desk.serving(self._ask.release)
+    def _stamp(self, visit: Visit, *releases: Release) -> None:
         recorded = "true" if self._ask.permit is not None else "false"
-        visit.headers["x-policy-release"] = release.id
+        names = ",".join(release.id for release in releases)
+        visit.headers["x-policy-release"] = visit.facts["release"] = names
         visit.headers["x-instructloop-recorded"] = recorded
-        visit.facts["release"] = release.id
-        return release
 
 
 def _event(body: Body) -> bytes:

@@ -30,16 +30,21 @@ def check_whole(folder: Path) -> None:
     """Raise InvalidInput unless `folder` holds a config, a tokenizer and weights as plain data,
     none of them outside of it. Reads headers, no weights.
     """
+    check_data(folder)
+    json_object(folder, "config.json")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InvalidInput("tokenizer", "at least one tokenizer file", "none")
+    _check_index(folder, tensors(folder))
+
+
+def check_data(folder: Path) -> None:
+    """Raise InvalidInput unless all files in `folder` are plain data, and none is a link."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise InvalidInput(name, "a file of the release itself", "a link")
         if path.is_file() and path.suffix not in DATA_SUFFIXES:
             raise InvalidInput(name, f"only data ({' '.join(DATA_SUFFIXES)})", path.suffix or name)
-    _json(folder, "config.json")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InvalidInput("tokenizer", "at least one tokenizer file", "none")
-    _check_index(folder, tensors(folder))
 
 
 def check_interchangeable(running: Path, new: Path) -> None:
@@ -89,6 +94,19 @@ def finite_tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
                 yield name, tensor
 
 
+def json_object(folder: Path, name: str) -> dict[str, Any]:
+    """The file's content. Raises InvalidInput."""
+    try:
+        content = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(name, "a file of this name", "none") from None
+    except ValueError as e:
+        raise InvalidInput(name, "JSON in UTF-8", str(e)) from None
+    if not isinstance(content, dict):
+        raise InvalidInput(name, "a JSON object", type(content).__name__)
+    return content
+
+
 def _entries(folder: Path) -> Iterator[tuple[Path, str, Any]]:
     """File, name and header entry of each tensor. The library checks that the entries cover the
     file from the first byte to the last, without gaps and overlaps.
@@ -105,7 +123,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, str, Any]]:
 def _check_index(folder: Path, found: Tensors) -> None:
     if not (folder / INDEX).exists():
         return
-    said = _json(folder, INDEX).get("weight_map")
+    said = json_object(folder, INDEX).get("weight_map")
     held = {name: file.name for file, name, _ in _entries(folder)}
     if said != held:
         wrong = sorted(name for name in found if not said or said.get(name) != held[name])
@@ -115,23 +133,11 @@ def _check_index(folder: Path, found: Tensors) -> None:
 def _check_same_fields(running: Path, new: Path, name: str) -> None:
     if not (running / name).exists() and not (new / name).exists():
         return
-    ours, theirs = _json(running, name), _json(new, name)
+    ours, theirs = json_object(running, name), json_object(new, name)
     for field in sorted((ours.keys() | theirs.keys()) - set(PROVENANCE_FIELDS)):
         if ours.get(field) != theirs.get(field):
             where = f"{name.removesuffix('.json')}.{field}"
             raise InvalidInput(where, repr(ours.get(field)), theirs.get(field))
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text("utf-8"))
-    except FileNotFoundError:
-        raise InvalidInput(name, "a file of this name", "none") from None
-    except ValueError as e:
-        raise InvalidInput(name, "JSON in UTF-8", str(e)) from None
-    if not isinstance(content, dict):
-        raise InvalidInput(name, "a JSON object", type(content).__name__)
-    return content
 
 
 def _bytes(file: Path) -> bytes | None:

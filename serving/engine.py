@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import msgspec
 
 from contracts.errors import InstructloopError
 from contracts.prompt import PLAIN_CHAT_TEMPLATE
+from serving import lora
 
 Kind = Literal["completions", "chat"]
 Body = dict[str, Any]
@@ -66,8 +68,11 @@ class Engine(Protocol):
         """Why the engine can answer nothing any more; None while it can."""
         ...
 
-    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
-        """The response body, or its chunks where `body["stream"]` is true. Raises EngineRefused.
+    async def answer(
+        self, kind: Kind, body: Body, adapter: str | None = None
+    ) -> Body | AsyncGenerator[Body, None]:
+        """The response body, or its chunks where `body["stream"]` is true, by the weights through
+        the loaded adapter of this name, or by the weights alone. Raises EngineRefused.
 
         Token ids are in `choices[].token_ids` where `body["return_token_ids"]` is true. Without a
         prompt a completion begins where a text begins. Closing the iterator, or cancelling the
@@ -75,9 +80,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    async def logprobs(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """log p(token_ids[i] | token_ids[:i]) in nats for i = 1..n-1, by the weights that are
-        served now.
+        served now, through the adapter of this name where there is one.
         """
         ...
 
@@ -97,6 +102,16 @@ class Engine(Protocol):
         """Free what is staged."""
         ...
 
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter of the running weights beside them, while answers go on. The name is not
+        taken. Raises StagingFailed.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Free an adapter. None of its answers may be in flight."""
+        ...
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -112,10 +127,18 @@ class EngineOptions:
     enforce_eager: bool = True
     # vLLM's name of the parser for tool calls that the model writes by itself; empty for none.
     tool_call_parser: str = ""
+    # Adapters that may be loaded at a time; with 0 the engine can load none, and computes nothing
+    # for them. And the highest rank of one, of those that vLLM knows.
+    adapter_slots: int = 0
+    max_adapter_rank: int = 16
 
 
 class VllmEngine:
-    """An Engine on vLLM's AsyncLLM, behind vLLM's own request handlers but none of its routes."""
+    """An Engine on vLLM's AsyncLLM, behind vLLM's own request handlers but none of its routes.
+
+    With slots for adapters every request has one: who asks for none gets one that changes nothing.
+    On a CPU, vLLM up to 0.32 answers a request without adapter by the last adapter of its batch.
+    """
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
@@ -123,6 +146,13 @@ class VllmEngine:
         self._handlers: dict[Kind, tuple[Any, Any]] = {}
         self._text_start: list[int] = []
         self._probes = 0
+        self._model = ""
+        # By name; None is the one that changes nothing. Empty without slots for adapters.
+        self._adapters: dict[str | None, Any] = {}
+        # The same by the names that a request's `model` has.
+        self._served_adapters: dict[str, Any] = {}
+        # Of all that were ever loaded: vLLM knows them by number.
+        self._adapters_made = 0
 
     async def start(self, folder: Path, model: str) -> None:
         for name, value in environment(self._options).items():
@@ -143,6 +173,10 @@ class VllmEngine:
             "chat": (vllm.ChatCompletionRequest, chat.create_chat_completion),
         }
         self._error_response = completion.create_error_response
+        self._model, self._served_adapters = model, state.openai_serving_models.lora_requests
+        if self._options.adapter_slots:
+            with tempfile.TemporaryDirectory() as aside:
+                await self._load_adapter(None, lora.write_zero(folder, Path(aside) / "zero"))
         # As vLLM's own server does: its environment is read once and not for every token, and what
         # was loaded is not searched for garbage again and again.
         vllm.enable_envs_cache()
@@ -150,7 +184,7 @@ class VllmEngine:
         gc.freeze()
 
     async def stop(self) -> None:
-        client, self._client, self._handlers = self._client, None, {}
+        client, self._client, self._handlers, self._adapters = self._client, None, {}, {}
         if client is not None:
             client.shutdown(timeout=SHUTDOWN_S)
 
@@ -159,7 +193,9 @@ class VllmEngine:
             return str(self._client.dead_error)
         return None
 
-    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+    async def answer(
+        self, kind: Kind, body: Body, adapter: str | None = None
+    ) -> Body | AsyncGenerator[Body, None]:
         from pydantic import ValidationError
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
@@ -168,6 +204,8 @@ class VllmEngine:
         request_type, handle = self._handlers[kind]
         if kind == "completions" and "prompt" not in body:
             body = body | {"prompt": self._text_start}
+        if (asked := self._adapter(adapter)) is not None:
+            body = body | {"model": asked.lora_name}
         try:
             # No raw request: its headers could choose ids, priorities and ranks.
             result = await handle(request_type.model_validate(body), None)
@@ -186,7 +224,7 @@ class VllmEngine:
         parsed: Body = result.model_dump(mode="json")
         return parsed
 
-    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    async def logprobs(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -198,7 +236,9 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
-        outputs = self._client.generate(prompt, params, f"probe-{self._probes}")
+        outputs = self._client.generate(
+            prompt, params, f"probe-{self._probes}", lora_request=self._adapter(adapter)
+        )
         async with aclosing(outputs):
             async for output in outputs:
                 positions = output.prompt_logprobs
@@ -236,6 +276,31 @@ class VllmEngine:
 
     async def discard(self) -> None:
         await self._client.collective_rpc("twin_discard")
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        await self._load_adapter(name, folder)
+
+    async def _load_adapter(self, name: str | None, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._adapters_made += 1
+        # A name that no model has: a model's own name would go before it.
+        request = LoRARequest(f"{self._model}@{name or ''}", self._adapters_made, str(folder))
+        try:
+            await self._client.add_lora(request)
+        except Exception as e:
+            await self._client.remove_lora(request.lora_int_id)
+            raise StagingFailed(f"the engine could not load the adapter {name}: {e}") from e
+        self._adapters[name] = self._served_adapters[request.lora_name] = request
+
+    async def unload_adapter(self, name: str) -> None:
+        request = self._adapters.pop(name)
+        del self._served_adapters[request.lora_name]
+        await self._client.remove_lora(request.lora_int_id)
+
+    def _adapter(self, name: str | None) -> Any:
+        """vLLM's request for it; None without slots for adapters."""
+        return self._adapters[name] if self._adapters else None
 
 
 @dataclass(frozen=True)
@@ -289,7 +354,17 @@ def engine_arguments(options: EngineOptions, folder: Path, model: str) -> list[s
     pairs = [word for pair in arguments.items() for word in pair]
     eager = ["--enforce-eager"] if options.enforce_eager else []
     tools = ["--enable-auto-tool-choice"] if options.tool_call_parser else []
-    return [*pairs, *eager, *tools]
+    return [*pairs, *eager, *tools, *_adapter_arguments(options, folder)]
+
+
+def _adapter_arguments(options: EngineOptions, folder: Path) -> list[str]:
+    if not options.adapter_slots:
+        return []
+    names = {layer.rpartition(".")[2] for layer in lora.linear_layers(folder)}
+    slots = str(options.adapter_slots + 1)  # and the one that changes nothing
+    rank = str(options.max_adapter_rank)
+    bounds = ["--enable-lora", "--max-loras", slots, "--max-lora-rank", rank]
+    return [*bounds, "--lora-target-modules", *sorted(names)]
 
 
 def environment(options: EngineOptions) -> dict[str, str]:

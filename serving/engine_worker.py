@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.model_loader.utils import (
     initialize_model,
     process_weights_after_loading,
@@ -123,7 +124,8 @@ def _layout(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], bool]]:
     rows = []
     for path, module in model.named_modules():
         packed = "cpu_linear" in vars(module)
-        for name, parameter in module.named_parameters(path, recurse=False):
+        for adapted, parameter in module.named_parameters(path, recurse=False):
+            name = adapted.replace(".base_layer.", ".")
             same_as = first.setdefault(id(parameter), name)
             rows.append((name, same_as, tuple(parameter.shape), packed))
     return rows
@@ -133,10 +135,17 @@ def _exchange_objects(live: nn.Module, twin: nn.Module) -> None:
     """CPU: linear layers keep their weights inside `cpu_linear`, packed for oneDNN, so objects
     change hands.
     """
-    for ours, theirs in zip(live.modules(), twin.modules(), strict=True):
+    for ours, theirs in zip(_own_modules(live), _own_modules(twin), strict=True):
         ours._parameters, theirs._parameters = theirs._parameters, ours._parameters
         if "cpu_linear" in vars(ours):
             ours.cpu_linear, theirs.cpu_linear = theirs.cpu_linear, ours.cpu_linear
+
+
+def _own_modules(model: nn.Module) -> list[nn.Module]:
+    """Without those that vLLM puts around the live model's layers, so that adapters can add to
+    them; a twin has none.
+    """
+    return [module for module in model.modules() if not isinstance(module, BaseLayerWithLoRA)]
 
 
 @torch.no_grad()

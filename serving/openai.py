@@ -15,6 +15,12 @@ from contracts.release import Release
 from contracts.v1 import events_pb2 as pb
 from serving.access import Door, agreed_notice
 from serving.answer import Answer, Ask, Desk
+from serving.candidates import (
+    Comparison,
+    candidates_in,
+    described_candidates,
+    documented_candidates,
+)
 from serving.engine import Body, Kind
 from serving.limits import estimated_tokens
 from serving.recorder import Permit, recordable_prompt
@@ -71,9 +77,22 @@ def router(desk: Desk, door: Door, consent: ConsentReader, limits: Limits) -> AP
     async def create_chat_completion(request: Request, caller: Caller) -> Answer:
         return await clerk.answer("chat", request, caller)
 
+    @routes.post(
+        "/feedback/candidates",
+        tags=["feedback"],
+        openapi_extra=described_candidates(limits.max_n),
+        responses=documented_candidates(),
+    )
+    async def create_candidates(request: Request, caller: Caller) -> Comparison:
+        """Several releases answer one prompt, as one completion to be ranked."""
+        return await clerk.compare(request, caller)
+
     @routes.get("/models")
     async def list_models(caller: Caller) -> Body:
-        return {"object": "list", "data": [_model(desk.serving())]}
+        data = [_model(desk.serving())]
+        if len(loaded := desk.swapper.loaded) > 1:
+            data += [_model(r) | {"id": f"{r.model}@{r.id}"} for r in loaded.values()]
+        return {"object": "list", "data": data}
 
     @routes.get("/models/{model_id:path}")
     async def retrieve_model(model_id: str, caller: Caller) -> Body:
@@ -92,7 +111,12 @@ def router(desk: Desk, door: Door, consent: ConsentReader, limits: Limits) -> AP
     async def list_releases(caller: Caller) -> Body:
         changes = [asdict(change) for change in desk.swapper.changes]
         serving = desk.swapper.serving
-        return {"object": "list", "serving": serving.id if serving else None, "data": changes}
+        return {
+            "object": "list",
+            "serving": serving.id if serving else None,
+            "loaded": list(desk.swapper.loaded),
+            "data": changes,
+        }
 
     return routes
 
@@ -106,9 +130,16 @@ class _Clerk:
         self._asking = ThreadPoolExecutor(thread_name_prefix="consent")
 
     async def answer(self, kind: Kind, request: Request, who: Principal) -> Answer:
+        said = parse(await _read(request, self._limits))
+        return Answer(self._desk, await self._ask(kind, said, request, who))
+
+    async def compare(self, request: Request, who: Principal) -> Comparison:
+        candidates, kind, said = candidates_in(parse(await _read(request, self._limits)))
+        return Comparison(self._desk, await self._ask(kind, said, request, who), candidates)
+
+    async def _ask(self, kind: Kind, body: Body, request: Request, who: Principal) -> Ask:
         visit = visit_of(request.scope)
-        raw = await _read(request, self._limits)
-        said = checked(kind, parse(raw), self._limits.max_n)
+        said = checked(kind, body, self._limits.max_n)
         release = _named(self._desk, said["model"])
         model = self._desk.serving(release).model
         asked = filled(kind, said | {"model": model})
@@ -120,7 +151,7 @@ class _Clerk:
         wants_token_ids = bool(said.get("return_token_ids"))
         # Only where they are needed: with them vLLM leaves the prompt out of an echo.
         asked["return_token_ids"] = wants_token_ids or permit is not None
-        ask = Ask(
+        return Ask(
             kind=kind,
             body=asked,
             who=who,
@@ -132,7 +163,6 @@ class _Clerk:
             permit=permit,
             tokens_taken=cost if left else None,
         )
-        return Answer(self._desk, ask)
 
     async def _permit(
         self, kind: Kind, said: Body, asked: Body, request: Request, who: Principal

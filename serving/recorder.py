@@ -74,6 +74,8 @@ class Transcript:
             text="".join(map(self._text, parts)),
             token_ids=[token for part in parts for token in part.get("token_ids") or ()],
             finish_reason=next(filter(None, (p.get("finish_reason") for p in reversed(parts))), ""),
+            release_id=parts[0].get("release", ""),
+            release_digest=parts[0].get("release_digest", ""),
         )
 
     def _text(self, choice: Body) -> str:

@@ -44,8 +44,8 @@ class ReplicaReporter:
     def record(self) -> Replica:
         swapper = self._swapper
         serving, target = swapper.serving, swapper.target
-        last = swapper.changes[-1] if swapper.changes else None
-        behind = last is not None and last.release == target and last.outcome != "swapped_in"
+        last = next((c for c in reversed(swapper.changes) if c.release == target), None)
+        behind = last is not None and last.outcome not in ("swapped_in", "loaded")
         return Replica(
             name=self.name,
             at=self.now(),

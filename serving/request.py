@@ -3,7 +3,8 @@
 Every other field is refused by name: silently ignored, it would change the answer unseen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -247,12 +248,19 @@ def checked(kind: Kind, body: Body, max_n: int) -> Body:
     said = {name: value for name, value in body.items() if value is not None}
     for name in said.keys() - request.model_fields.keys():
         raise InvalidInput(name, *_refusal(name))
-    try:
+    with first_fault(said):
         request.model_validate(said)
-    except ValidationError as e:
-        raise _first(e, said) from None
     _check_together(kind, said, max_n)
     return said
+
+
+@contextmanager
+def first_fault(said: Body) -> Iterator[Body]:
+    """Raises InvalidInput for the fault that says most of a `said` that is validated inside."""
+    try:
+        yield said
+    except ValidationError as e:
+        raise _first(e, said) from None
 
 
 def _refusal(name: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from serving.engine import Body, Kind
 
 # What OpenAI's bodies have; the engine's own extras stay inside.
 FIELDS = ("id", "object", "created", "model", "choices", "usage")
-CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason")
+# And `release`, ours, where the choices are of several.
+CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason", "release")
 TOKEN_FIELDS = ("token_ids", "prompt_token_ids")
 MESSAGE_FIELDS = ("role", "content", "refusal")
 
@@ -80,6 +81,7 @@ def documented(kind: Kind) -> dict[int | str, Body]:
 def public(body: Body, release: Release, *, token_ids: bool, usage: bool) -> Body:
     """A body or a chunk as the client gets it; `usage` null where it is asked for and not known."""
     said = {name: body[name] for name in FIELDS if name in body}
+    said["model"] = release.model
     said["choices"] = [_choice(choice, token_ids) for choice in body["choices"]]
     said["system_fingerprint"] = release.id
     if usage:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.adapters import AdapterOptions
 from serving.engine import EngineOptions
 from serving.limits import LimitOptions
 from serving.openai import Limits
@@ -99,6 +100,15 @@ class Settings(BaseSettings):
         description="whether the weights before the last swap stay in memory, so that going back "
         "reads nothing",
     )
+    max_adapters: int = Field(
+        default=0,
+        ge=0,
+        description="adapter releases that are kept loaded beside their base, so that each can "
+        "answer; one more while it comes in; 0: none, and nothing is computed for them",
+    )
+    max_adapter_rank: Literal[1, 8, 16, 32, 64, 128, 256] = Field(
+        default=16, description="highest rank of an adapter; room for it is taken for each"
+    )
     enforce_eager: bool = Field(
         default=True,
         description="whether the engine runs without compiling the model first: a faster start, "
@@ -138,6 +148,8 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             enforce_eager=self.enforce_eager,
             tool_call_parser=self.tool_call_parser,
+            adapter_slots=self.max_adapters + 1 if self.max_adapters else 0,
+            max_adapter_rank=self.max_adapter_rank,
         )
 
     def swap_options(self) -> SwapOptions:
@@ -146,6 +158,7 @@ class Settings(BaseSettings):
             drain_bound_s=self.drain_bound_s,
             canary_tolerance=self.canary_tolerance,
             keep_previous=self.keep_previous,
+            adapters=AdapterOptions(self.max_adapters, self.max_adapter_rank),
         )
 
     def limits(self) -> Limits:

@@ -1,56 +1,31 @@
 """WeightSwapper: new release > verify > stage > drain > swap > check > open, or roll back."""
 
 import asyncio
-import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from contracts.errors import InstructloopError, InvalidInput
+from contracts.errors import CorruptArtifact, InstructloopError, InvalidInput
 from contracts.events import Stamper
 from contracts.log import EventSink
 from contracts.release import Canary, Release, ReleaseRegistry
-from contracts.v1 import events_pb2 as pb
-from serving import checkpoint
+from contracts.shares import Shares
+from serving import canary, checkpoint
+from serving.adapters import AdapterOptions, Adapters
+from serving.canary import CanaryFailed
+from serving.changes import Changes, Timer
 from serving.engine import CacheKept, Engine
 from serving.gate import Gate
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["swapped_in", "refused", "rolled_back"]
 State = Literal["loading", "serving", "staging", "waiting", "swapping"]
 
-TRANSITION: dict[Outcome, pb.ReleaseTransition] = {
-    "swapped_in": pb.RELEASE_TRANSITION_SWAPPED_IN,
-    "refused": pb.RELEASE_TRANSITION_REFUSED,
-    "rolled_back": pb.RELEASE_TRANSITION_ROLLED_BACK,
-}
-
-POLICY = "policy"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One attempt to serve another release. Times in milliseconds; 0 for a step that was not
-    reached.
-    """
-
-    release: str
-    outcome: Outcome
-    reason: str | None
-    at: str
-    # From noticing the release until its weights lay ready beside the running ones.
-    stage_ms: float
-    # From closing the gate until the last running answer had left.
-    drain_ms: float
-    # From then until the gate was open again.
-    pause_ms: float
-    # Answers that still ran after the drain bound, and were ended.
-    cut_short: int
+POLICY, ADAPTER = "policy", "adapter"
 
 
 @dataclass(frozen=True)
@@ -65,10 +40,7 @@ class SwapOptions:
     keep_previous: bool = True
     # With the gate closed, an engine that does not answer for so long is given up.
     exchange_bound_s: float = 60.0
-
-
-class CanaryFailed(InstructloopError):
-    """The engine computes something else than the trainer did."""
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
 
 
 class EngineFailed(InstructloopError):
@@ -89,20 +61,38 @@ class WeightSwapper:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine, self._registry, self._gate = engine, registry, gate
-        self._sink, self._stamper, self._options, self._clock = sink, stamper, options, clock
-        # What every answer that is let through the gate now is made by; None while loading.
+        self._options, self._clock = options, clock
+        self._changes = Changes(registry, sink, stamper)
+        self.changes = self._changes.all
+        # What every answer that is let through the gate now is made by, unless its person has
+        # another release by a share or by name; None while loading.
         self.serving: Release | None = None
-        # The one before it, whose weights are still in memory.
+        # The release whose weights run: what is served, or what that adapts.
+        self.base: Release | None = None
+        self.adapters = Adapters(engine, options.adapters, options.canary_tolerance)
+        self.shares = Shares()
+        # The one before `base`, whose weights are still in memory.
         self.standby: Release | None = None
         # What the registry wanted when it was read last.
         self.target: str | None = None
         self.state: State = "loading"
-        self.changes: list[Change] = []
         # The target that was dealt with last: a refused release is not tried again until the target
         # changes, or somebody asks for it.
         self._settled: str | None = None
+        # What was refused beside it, until the shares or the weights change.
+        self._left_out: set[str] = set()
         self._looking = asyncio.Lock()
         self._failure: EngineFailed | None = None
+
+    @property
+    def loaded(self) -> dict[str, Release]:
+        """What can answer, by id."""
+        whole = {self.base.id: self.base} if self.base is not None else {}
+        return whole | self.adapters.loaded
+
+    def release_for(self, user_id: str) -> Release | None:
+        """What answers this person; None while loading."""
+        return self.loaded.get(self.shares.release_of(user_id) or "", self.serving)
 
     async def run(self) -> None:
         """Load the first release, then follow the registry. Ends only by EngineFailed or
@@ -134,14 +124,16 @@ class WeightSwapper:
 
     async def _look(self, again: bool) -> None:
         self.target = await asyncio.to_thread(self._registry.target_id)
-        if self.target is None or (self.target == self._settled and not again):
+        if self.target is None:
             return
-        if self.serving is None:
-            await self._load_first()
-        elif self.target != self.serving.id:
-            await self._follow(self.target)
-        else:
-            self._settled = self.target
+        if self.target != self._settled or again:
+            if self.serving is None:
+                await self._load_first()
+            elif self.target != self.serving.id:
+                await self._follow(self.target)
+            else:
+                self._settled = self.target
+        await self._follow_shares(again)
 
     async def _watch(self) -> None:
         """An engine may die while a swap waits for it."""
@@ -162,60 +154,118 @@ class WeightSwapper:
         """
         history = await asyncio.to_thread(self._registry.history)
         for release_id in dict.fromkeys(reversed(history)):
-            timer = _Timer(self._clock)
+            timer = Timer(self._clock)
             self._settled = self._settled or release_id
             try:
                 with timer.step("stage_ms"):
                     self.serving = await self._start(release_id)
             except Exception as e:  # noqa: BLE001  whatever is wrong with it, the one before may be right
+                self.base = None
                 await self._engine.stop()
-                await self._note(release_id, "refused", str(e), timer)
+                await self._changes.note(release_id, "refused", str(e), timer)
                 continue
             self.state = "serving"
-            await self._note(release_id, "swapped_in", None, timer)
+            await self._changes.note(release_id, "swapped_in", None, timer)
             return
         raise EngineFailed("no release in the registry can be served")
 
     async def _start(self, release_id: str) -> Release:
         release, folder = await asyncio.to_thread(self._verified, release_id)
-        await asyncio.to_thread(_check_alone, folder)
-        await self._engine.start(folder, release.model)
-        await self._check_canary(release.canary)
+        base, weights = release, folder
+        if release.base is not None:
+            whole = await asyncio.to_thread(self._registry.whole, release.base)
+            base, weights = await asyncio.to_thread(self._verified, whole.id)
+        await asyncio.to_thread(_check_alone, weights)
+        await self._engine.start(weights, base.model)
+        await self._check_canary(base.canary)
+        self.base = base
+        if release.base is not None:
+            await self._load_adapter(release, folder)
         return release
 
     async def _follow(self, release_id: str) -> None:
-        timer = _Timer(self._clock)
-        self.state = "staging"
-        try:
+        async with self._attempt(release_id) as timer:
             with timer.step("stage_ms"):
                 release = await self._stage(release_id)
-            await self._swap(release, timer)
+            if release_id not in self.loaded:
+                await self._swap(release, timer)
+                return
+            self.serving, self._settled = release, release_id
+            await self._changes.note(release_id, "swapped_in", None, timer)
+
+    async def _follow_shares(self, again: bool) -> None:
+        """Load what has a share of the people. They are answered by what is served until it is."""
+        try:
+            shares = await asyncio.to_thread(self._registry.shares)
+        except (CorruptArtifact, OSError) as e:
+            log.warning("shares cannot be read, going on with those before: %s", e)
+            return
+        if again or shares != self.shares:
+            self._left_out.clear()
+        self.shares = shares
+        for release_id in shares.parts:
+            if release_id in self.loaded or release_id in self._left_out:
+                continue
+            async with self._attempt(release_id) as timer:
+                with timer.step("stage_ms"):
+                    await self._stage(release_id, beside=True)
+                await self._changes.note(release_id, "loaded", None, timer)
+
+    @asynccontextmanager
+    async def _attempt(self, release_id: str) -> AsyncIterator[Timer]:
+        """Try to have a release: one that is refused is noted, and left out."""
+        timer = Timer(self._clock)
+        self.state = "staging"
+        try:
+            yield timer
         except _Refused as e:
             if failure := self._engine.failure():
                 raise EngineFailed(f"the engine has stopped: {failure}") from e
-            self._settled = release_id
-            await self._note(release_id, "refused", str(e), timer)
+            self._left_out.add(release_id)
+            if release_id == self.target:
+                self._settled = release_id
+            await self._changes.note(release_id, "refused", str(e), timer)
         finally:
             self.state = "serving"
 
-    async def _stage(self, release_id: str) -> Release:
-        """Have the release's weights lie beside the running ones. Raises _Refused."""
-        if self.standby is not None and self.standby.id == release_id:
+    async def _stage(self, release_id: str, *, beside: bool = False) -> Release:
+        """Have the release's weights lie beside the running ones, or its adapter loaded; with
+        `beside` only an adapter. Raises _Refused.
+        """
+        if release_id in self.loaded:
+            return self.loaded[release_id]
+        if self.standby is not None and self.standby.id == release_id and not beside:
             return self.standby
         try:
             release, folder = await asyncio.to_thread(self._verified, release_id)
-            await asyncio.to_thread(self._check_fits, release, folder)
-            # By the running weights: a canary that the engine does not take is found out here.
-            await self._engine.logprobs(release.canary.token_ids)
-            self.standby = None
-            await self._engine.stage(folder)
+            if beside or release.base is not None:
+                await self._load_adapter(release, folder)
+            else:
+                await self._stage_weights(release, folder)
         except Exception as e:
             if self.standby is None:
                 await self._engine.discard()
             raise _Refused(str(e)) from e
         return release
 
-    async def _swap(self, release: Release, timer: "_Timer") -> None:
+    async def _stage_weights(self, release: Release, folder: Path) -> None:
+        await asyncio.to_thread(self._check_fits, release, folder)
+        # By the running weights: a canary that the engine does not take is found out here.
+        await self._engine.logprobs(release.canary.token_ids)
+        self.standby = None
+        await self._engine.stage(folder)
+
+    async def _load_adapter(self, release: Release, folder: Path) -> None:
+        assert self.base is not None
+        self._check_model(release)
+        if release.base != self.base.artifact:
+            served = f"{self.base.artifact}, of {self.base.id}, which is served"
+            raise InvalidInput("release.base", served, release.base)
+        weights = self._registry.artifacts.path(self.base.artifact)
+        kept = {*self.shares.parts, *([self.serving.id] if self.serving else [])}
+        await self.adapters.load(release, weights, folder, kept)
+
+    async def _swap(self, release: Release, timer: Timer) -> None:
         """Drain, exchange, check. Does nothing where the target changed while others drained."""
         async with AsyncExitStack() as held:
             self.state = "waiting"
@@ -234,7 +284,9 @@ class WeightSwapper:
         self._settled = release.id
         if self.standby is None:
             await self._engine.discard()
-        await self._note(release.id, "rolled_back" if reason else "swapped_in", reason, timer)
+        await self._changes.note(
+            release.id, "rolled_back" if reason else "swapped_in", reason, timer
+        )
 
     async def _turn_to_drain(self, release_id: str) -> "IO[str] | nullcontext[None] | None":
         """At most one replica drains at a time. None where the target is another one by now."""
@@ -250,11 +302,13 @@ class WeightSwapper:
 
     async def _exchange(self, release: Release) -> str | None:
         """Swap with the gate closed. None, or why the old weights are back. Raises EngineFailed."""
-        old = self.serving
+        old = self.base
         assert old is not None
         try:
             async with asyncio.timeout(self._options.exchange_bound_s):
                 reason = await self._exchange_weights(release.canary, old.canary)
+                if reason is None:  # they adapt the weights before
+                    await self.adapters.unload_all()
         except Exception as e:
             self.serving = None
             raise EngineFailed(
@@ -264,7 +318,9 @@ class WeightSwapper:
         if reason:
             self.standby = None
         else:
-            self.serving, self.standby = release, old if self._options.keep_previous else None
+            self.serving = self.base = release
+            self.standby = old if self._options.keep_previous else None
+            self._left_out.clear()
         return reason
 
     async def _exchange_weights(self, new: Canary, old: Canary) -> str | None:
@@ -283,63 +339,25 @@ class WeightSwapper:
     def _verified(self, release_id: str) -> tuple[Release, Path]:
         """The release and its folder, every byte read again. Raises NotFound or CorruptArtifact."""
         release = self._registry.get(release_id)
+        wanted = POLICY if release.base is None else ADAPTER
         kind = self._registry.artifacts.verify(release.artifact).kind
-        if kind != POLICY:
-            raise InvalidInput("release.artifact", f"an artifact of kind {POLICY}", kind)
+        if kind != wanted:
+            raise InvalidInput("release.artifact", f"an artifact of kind {wanted}", kind)
         return release, self._registry.artifacts.path(release.artifact)
 
     def _check_fits(self, release: Release, folder: Path) -> None:
-        assert self.serving is not None
-        if release.model != self.serving.model:
-            raise InvalidInput("release.model", self.serving.model, release.model)
-        running = self._registry.artifacts.path(self.serving.artifact)
+        assert self.base is not None
+        self._check_model(release)
+        running = self._registry.artifacts.path(self.base.artifact)
         checkpoint.check_interchangeable(running, folder)
 
-    async def _check_canary(self, canary: Canary) -> None:
-        """Raise CanaryFailed unless the engine gives the canary the log-probabilities that the
-        trainer gave it.
-        """
-        got = await self._engine.logprobs(canary.token_ids)
-        differences = [abs(a - b) for a, b in zip(got, canary.logprobs, strict=True)]
-        tolerance = self._options.canary_tolerance
-        wrong = [d for d in differences if not d <= tolerance]  # NaN is not <= anything
-        if wrong:
-            raise CanaryFailed(
-                f"canary: expected the trainer's log-probabilities within {tolerance}, "
-                f"got {len(wrong)} of {len(differences)} that differ more, one by {wrong[0]:.4g}"
-            )
+    def _check_model(self, release: Release) -> None:
+        assert self.base is not None
+        if release.model != self.base.model:
+            raise InvalidInput("release.model", self.base.model, release.model)
 
-    async def _note(
-        self, release_id: str, outcome: Outcome, reason: str | None, timer: "_Timer"
-    ) -> None:
-        """Keep the change for who asks, and write it to the log."""
-        at = dt.datetime.fromtimestamp(self._stamper.clock(), dt.UTC).isoformat()
-        change = Change(release_id, outcome, reason, at, **timer.ms, cut_short=timer.cut_short)
-        self.changes.append(change)
-        log.log(
-            logging.INFO if outcome == "swapped_in" else logging.ERROR,
-            "release %s %s (stage %.0f ms, drain %.0f ms, pause %.1f ms, %d cut short)%s",
-            *(release_id, outcome, *timer.ms.values(), timer.cut_short),
-            f": {reason}" if reason else "",
-        )
-        try:
-            await asyncio.to_thread(self._append, release_id, outcome, reason)
-        except Exception:  # a slow or broken log never stops serving
-            log.exception("release %s: the change could not be written to the log", release_id)
-
-    def _append(self, release_id: str, outcome: Outcome, reason: str | None) -> None:
-        try:
-            release = self._registry.get(release_id)
-        except (InstructloopError, OSError):  # refused for that very reason
-            release = None
-        body = pb.ReleaseChange(
-            release_id=release_id,
-            release_digest=release.artifact if release else "",
-            transition=TRANSITION[outcome],
-            reason=reason or "",
-        )
-        model = release.model if release else release_id
-        self._sink.append([self._stamper.event(model, body)])
+    async def _check_canary(self, said: Canary) -> None:
+        await canary.check(self._engine, said, self._options.canary_tolerance)
 
 
 class _Refused(InstructloopError):
@@ -350,20 +368,3 @@ def _check_alone(folder: Path) -> None:
     checkpoint.check_whole(folder)
     for _ in checkpoint.finite_tensors(folder):
         pass
-
-
-class _Timer:
-    """Milliseconds of each step, 0 for one that was not reached."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.ms = {"stage_ms": 0.0, "drain_ms": 0.0, "pause_ms": 0.0}
-        self.cut_short = 0
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self.ms[name] = round((self._clock() - began) * 1000, 3)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,22 +76,34 @@ def vllm_server(
         releases.append(release)
         folders[release.id] = folder
     registry.publish(releases[0])
+    with running_server(root, registry) as (url, sink, process):
+        log = root / "server.log"
+        yield VllmServer(url, registry, sink, log, process, request.param, releases, folders)
+
+
+@contextmanager
+def running_server(
+    root: Path, registry: ReleaseRegistry, max_adapters: int = 0
+) -> "Iterator[tuple[str, FileSink, subprocess.Popen[bytes]]]":
+    """A server that is ready, and is stopped by SIGTERM at the end; its log is in `root`."""
     port, sink, log = free_port(), FileSink(root / "events"), root / "server.log"
-    process = start_server(registry.root, port, sink.path, log)
+    process = start_server(registry.root, port, sink.path, log, max_adapters)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process, log)
-        yield VllmServer(url, registry, sink, log, process, request.param, releases, folders)
+        yield url, sink, process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
 
 
-def start_server(registry: Path, port: int, events: Path, log: Path) -> "subprocess.Popen[bytes]":
+def start_server(
+    registry: Path, port: int, events: Path, log: Path, max_adapters: int = 0
+) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "tests.serving.server_process", str(registry), str(port)]
     with log.open("wb") as output:
         return subprocess.Popen(
-            [*command, str(events)],
+            [*command, str(events), str(max_adapters)],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=Path(__file__).parents[1],

@@ -75,8 +75,9 @@ class FileSink:
 
 
 class FakeEngine:
-    """An Engine that answers with the name of the model folder that it runs, one word a token, at
-    most `context` of them. Sample i says each token with log-probability -1 / (i + 1).
+    """An Engine that answers with the name of the model folder that it runs, or of the adapter's
+    folder, one word a token, at most `context` of them. Sample i says each token with
+    log-probability -1 / (i + 1).
 
     `says` maps folder names to the log-probabilities that the engine gives a canary.
     """
@@ -87,6 +88,7 @@ class FakeEngine:
         self.says = says or {}
         self.running: Path | None = None
         self.staged: Path | None = None
+        self.adapters: dict[str, Path] = {}
         self.swaps = self.stagings = 0
         self.cache_kept = False
         self.staging_error: str | None = None
@@ -108,12 +110,15 @@ class FakeEngine:
     def failure(self) -> str | None:
         return self.broken
 
-    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+    async def answer(
+        self, kind: Kind, body: Body, adapter: str | None = None
+    ) -> Body | AsyncGenerator[Body, None]:
         self.asked.append(body)
+        by = self._weights(adapter)
         if body.get("stream"):
-            return self._stream(kind, body)
+            return self._stream(kind, body, by)
         await self.may_answer.wait()
-        words = [self._word(i) for i in range(self._length(body))]
+        words = [self._word(i, by) for i in range(self._length(body))]
         answers = range(body["n"] * prompts(body.get("prompt")))
         choices = [self._choice(kind, i, words, "length") for i in answers]
         if kind == "completions" and body.get("logprobs") is not None:
@@ -123,9 +128,8 @@ class FakeEngine:
         usage = self._usage(len(words) * len(choices))
         return self._body(kind, choices) | {"usage": usage, "kv_transfer_params": 1}
 
-    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        assert self.running is not None
-        return self.says.get(self.running.name, [0.0] * (len(token_ids) - 1))
+    async def logprobs(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
+        return self.says.get(self._weights(adapter).name, [0.0] * (len(token_ids) - 1))
 
     async def stage(self, folder: Path) -> None:
         await self.may_stage.wait()
@@ -149,14 +153,28 @@ class FakeEngine:
     async def discard(self) -> None:
         self.staged = None
 
-    async def _stream(self, kind: Kind, body: Body) -> AsyncGenerator[Body, None]:
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        await self.may_stage.wait()
+        if self.staging_error:
+            raise StagingFailed(self.staging_error)
+        assert name not in self.adapters
+        self.adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
+
+    def _weights(self, adapter: str | None) -> Path:
+        assert self.running is not None
+        return self.running if adapter is None else self.adapters[adapter]
+
+    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Body, None]:
         length, answers = self._length(body), range(body["n"] * prompts(body.get("prompt")))
         for token in range(length):
             await self.may_answer.wait()
             last = "length" if token + 1 == length else None
             for i in answers:
                 yield self._body(
-                    kind, [self._choice(kind, i, [self._word(token)], last, delta=True)]
+                    kind, [self._choice(kind, i, [self._word(token, by)], last, delta=True)]
                 )
             await asyncio.sleep(0)
         if (body.get("stream_options") or {}).get("include_usage"):
@@ -169,9 +187,8 @@ class FakeEngine:
     def _usage(self, written: int) -> Body:
         return {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}
 
-    def _word(self, token: int) -> str:
-        assert self.running is not None
-        return f"{self.running.name[:6]}-{token} "
+    def _word(self, token: int, by: Path) -> str:
+        return f"{by.name[:6]}-{token} "
 
     def _body(self, kind: Kind, choices: list[Body]) -> Body:
         prefix = "cmpl" if kind == "completions" else "chatcmpl"

@@ -38,6 +38,7 @@ class ReleaseTransition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RELEASE_TRANSITION_SWAPPED_IN: _ClassVar[ReleaseTransition]
     RELEASE_TRANSITION_ROLLED_BACK: _ClassVar[ReleaseTransition]
     RELEASE_TRANSITION_REFUSED: _ClassVar[ReleaseTransition]
+    RELEASE_TRANSITION_LOADED: _ClassVar[ReleaseTransition]
 SOURCE_UNSPECIFIED: Source
 SOURCE_PLAYGROUND: Source
 SOURCE_API: Source
@@ -55,6 +56,7 @@ RELEASE_TRANSITION_PUBLISHED: ReleaseTransition
 RELEASE_TRANSITION_SWAPPED_IN: ReleaseTransition
 RELEASE_TRANSITION_ROLLED_BACK: ReleaseTransition
 RELEASE_TRANSITION_REFUSED: ReleaseTransition
+RELEASE_TRANSITION_LOADED: ReleaseTransition
 
 class Event(_message.Message):
     __slots__ = ("id", "schema_version", "time", "producer", "user_id", "sealed", "completion", "ranking", "demonstration", "consent", "release_change", "rating", "edit", "comment", "withdrawal")
@@ -127,16 +129,20 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Output(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "finish_reason")
+    __slots__ = ("index", "text", "token_ids", "finish_reason", "release_id", "release_digest")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: str
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ...) -> None: ...
+    release_id: str
+    release_digest: str
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ..., release_id: _Optional[str] = ..., release_digest: _Optional[str] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("completion_id", "prompt", "outputs", "sampling", "release_id", "release_digest", "source", "notice_version", "metadata", "model")

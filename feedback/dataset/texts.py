@@ -32,6 +32,7 @@ _TYPES = {
     "annotations": pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())])),
     "responses": pa.list_(pa.string()),
     "finished": pa.list_(pa.bool_()),
+    "releases": pa.list_(pa.string()),
     "ranks": pa.list_(pa.int32()),
 }
 _COLUMNS: dict[SetName, tuple[str, ...]] = {
@@ -139,9 +140,8 @@ def _tables(source: EventSource, task: tuple[Segment, bytes]) -> dict[SetName, b
 
 
 def _texts(rows: Sequence[Row], events: Mapping[int, pb.Event]) -> dict[str, list[object]]:
-    columns: dict[str, list[object]] = {
-        name: [] for name in ("text", "messages", "response", "responses", "finished")
-    }
+    names = ("text", "messages", "response", "responses", "finished", "releases")
+    columns: dict[str, list[object]] = {name: [] for name in names}
     for row in rows:
         event = events[row.texts_at[1]]
         body = event.demonstration if row.set == "sft" else event.completion
@@ -154,6 +154,8 @@ def _texts(rows: Sequence[Row], events: Mapping[int, pb.Event]) -> dict[str, lis
         columns["response"].append(_shown(row, event.demonstration.response))
         columns["responses"].append([_shown(row, output.text) for output in outputs])
         columns["finished"].append([output.finish_reason == "stop" for output in outputs])
+        released = event.completion.release_id
+        columns["releases"].append([output.release_id or released for output in outputs])
     return columns
 
 

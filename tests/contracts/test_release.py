@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.errors import InvalidInput, NotFound
+from contracts.errors import CorruptArtifact, InvalidInput, NotFound
 from contracts.release import Canary, Release, ReleaseRegistry
 
 
@@ -97,3 +97,38 @@ def test_ids_count_up(registry: ReleaseRegistry, artifact: str) -> None:
     assert registry.next_id(artifact) == f"r0001-{artifact[:8]}"
     registry.publish(release("r0001", artifact))
     assert registry.next_id(artifact) == f"r0002-{artifact[:8]}"
+
+
+def test_an_adapter_names_its_base_and_is_not_a_whole_release_of_it(
+    registry: ReleaseRegistry, artifact: str, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"delta")
+    delta = registry.artifacts.put("adapter", tmp_path / "adapter")
+    registry.publish(release("r0001", artifact))
+    adapted = release("r0002", delta).model_copy(update={"base": artifact})
+    registry.publish(adapted)
+    assert registry.get("r0002").base == artifact
+    assert registry.whole(artifact).id == "r0001"
+    for digest in (delta, "0" * 64):
+        with pytest.raises(NotFound, match="no release of the policy"):
+            registry.whole(digest)
+    with pytest.raises(NotFound, match="no artifact"):
+        registry.publish(release("r0003", delta).model_copy(update={"base": "0" * 64}))
+
+
+def test_shares_are_kept_and_name_known_releases(registry: ReleaseRegistry, artifact: str) -> None:
+    assert registry.shares().parts == {}
+    for name in ("r0001", "r0002"):
+        registry.publish(release(name, artifact))
+    registry.share("r0001", 0.25)
+    assert registry.share("r0002", 0.5).parts == {"r0001": 0.25, "r0002": 0.5}
+    assert ReleaseRegistry(registry.root).shares().parts == {"r0001": 0.25, "r0002": 0.5}
+    with pytest.raises(NotFound, match="r0009"):
+        registry.share("r0009", 0.1)
+    with pytest.raises(InvalidInput, match="share"):
+        registry.share("r0001", 0.6)
+    assert registry.share("r0002", 0).parts == {"r0001": 0.25}
+    (registry.root / "shares.json").write_text('{"parts": {"r0001": 2}}')
+    with pytest.raises(CorruptArtifact, match=r"shares\.json"):
+        registry.shares()

@@ -28,13 +28,15 @@ class RepeatingEngine(FakeEngine):
 
     said = ""
 
-    async def answer(self, kind: Kind, body: Body) -> Body | AsyncGenerator[Body, None]:
+    async def answer(
+        self, kind: Kind, body: Body, adapter: str | None = None
+    ) -> Body | AsyncGenerator[Body, None]:
         self.said = str(body.get("prompt") or body["messages"][-1]["content"])
         if "please fail" in self.said:
             raise RuntimeError(f"cannot answer {self.said}")
-        return await super().answer(kind, body)
+        return await super().answer(kind, body, adapter)
 
-    def _word(self, token: int) -> str:
+    def _word(self, token: int, by: Path) -> str:
         return f"{self.said} "
 
 

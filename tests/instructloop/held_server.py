@@ -27,8 +27,8 @@ class HeldEngine(FakeEngine):
     def failure(self) -> str | None:
         return "broken" if (self._folder / "broken").exists() else None
 
-    async def _stream(self, kind: Kind, body: Body) -> AsyncGenerator[Body, None]:
-        async for chunk in super()._stream(kind, body):
+    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Body, None]:
+        async for chunk in super()._stream(kind, body, by):
             yield chunk
             while not (self._folder / "go").exists():
                 await asyncio.sleep(0.02)

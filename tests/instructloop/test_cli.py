@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from contracts.errors import InvalidInput
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.rollout import Replica
 from instructloop.cli import app
@@ -74,6 +75,17 @@ def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry
     assert registry.target_id() == "r1" and registry.pinned_id() == "r1"
     assert release(registry, "unpin").output == "r1\n"
     assert registry.pinned_id() is None
+
+
+def test_share_sets_shows_and_takes_away_a_part_of_the_people(registry: ReleaseRegistry) -> None:
+    assert release(registry, "share").output == ""
+    assert release(registry, "share", "r1=0.25").output == "r1 0.25\n"
+    assert release(registry, "share").output == "r1 0.25\n"
+    for wrong in ("r1", "r1=", "r1=2"):
+        error = release(registry, "share", wrong).exception
+        assert isinstance(error, InvalidInput) and error.field == "share"
+    assert release(registry, "share", "r1=0").output == ""
+    assert registry.shares().parts == {}
 
 
 def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:

@@ -74,6 +74,10 @@ def _document(here: House) -> Any:
     for path in ("/v1/completions", "/v1/chat/completions"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         content["application/json"]["schema"]["properties"]["model"] = {"enum": ["tiny", "tiny@r1"]}
+    asked = document["paths"]["/v1/feedback/candidates"]["post"]["requestBody"]["content"]
+    for schema in asked["application/json"]["schema"]["anyOf"]:
+        schema["properties"]["model"] = {"enum": ["tiny"]}
+        schema["properties"]["candidates"]["items"]["properties"]["release"] = {"enum": ["r1"]}
     kept = _completions(here)
     for schema in document["components"]["schemas"].values():
         if "completion_id" in schema.get("properties", {}):

@@ -1,6 +1,7 @@
 """Everything that `instructloop serve` puts together, on a fake engine, behind a real socket."""
 
 import datetime as dt
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -96,8 +97,27 @@ def model_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
-    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    tensors = {"weight": torch.zeros(1), "layers.0.linear.weight": torch.zeros(2, 2)}
+    save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def publish_adapter(registry: ReleaseRegistry, root: Path, release_id: str) -> None:
+    """Over the release r1."""
+    folder, base = root / release_id, registry.get("r1")
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["linear"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    layer = "base_model.model.layers.0.linear"
+    tensors = {
+        f"{layer}.lora_A.weight": torch.ones(1, 2),
+        f"{layer}.lora_B.weight": torch.ones(2, 1),
+    }
+    (folder / "README.md").write_text(release_id)  # an artifact of its own
+    save_file(tensors, folder / "adapter_model.safetensors")
+    artifact = registry.artifacts.put("adapter", folder)
+    adapted = {"id": release_id, "artifact": artifact, "base": base.artifact, "parent": "r1"}
+    registry.publish(base.model_copy(update=adapted))
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """The serving app on a real engine in a process of its own: python -m tests.serving.server_process
-REGISTRY PORT EVENTS.
+REGISTRY PORT EVENTS MAX_ADAPTERS.
 
 The people of the tests: ann agreed to the notice "v1", bob agreed to nothing.
 """
@@ -21,7 +21,11 @@ def main() -> None:
     registry, port, events = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = Settings(
-        max_model_len=256, max_num_seqs=32, release_poll_s=0.1, tool_call_parser="hermes"
+        max_model_len=256,
+        max_num_seqs=32,
+        release_poll_s=0.1,
+        tool_call_parser="hermes",
+        max_adapters=int(sys.argv[4]),
     )
     app = create_app(
         settings,

@@ -394,7 +394,7 @@ def test_fault_in_the_engine_is_told_without_its_text(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(here: House) -> None:
-        async def fail(kind: object, body: object) -> Any:
+        async def fail(kind: object, body: object, adapter: object = None) -> Any:
             raise RuntimeError("a question")
 
         here.engine.answer = fail  # type: ignore[method-assign]

@@ -304,7 +304,7 @@ def test_every_error_has_openais_shape(here: House, tmp_path_factory: Any) -> No
         code=None,
     )
 
-    async def fail(kind: object, body: object) -> Any:
+    async def fail(kind: object, body: object, adapter: object = None) -> Any:
         raise RuntimeError("hello")
 
     answer, here.engine.answer = here.engine.answer, fail  # type: ignore[method-assign]
@@ -415,7 +415,7 @@ def test_organization_and_project_must_match_the_key(here: House) -> None:
 def test_error_in_mid_stream_is_an_event(here: House) -> None:
     from serving.engine import EngineRefused
 
-    async def broken(kind: Any, body: Any) -> Any:
+    async def broken(kind: Any, body: Any, adapter: object = None) -> Any:
         async def chunks() -> Any:
             yield {
                 "id": "cmpl-x",

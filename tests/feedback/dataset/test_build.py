@@ -81,6 +81,7 @@ def test_events_become_rows_of_three_sets(log: Log, store: ArtifactStore) -> Non
         "rater_id": "ann",
         "responses": ["owl", "cat", "jay"],
         "finished": [True, True, True],
+        "releases": ["r0001-test"] * 3,
         "ranks": [0, 1, 0],
         "release_id": "r0001-test",
         "annotations": [],
