@@ -51,16 +51,21 @@ READABLE = frozenset(
 READABLE_OF_OUTPUT = frozenset({"index", "finish_reason", "release_id", "release_digest"})
 
 
-def _may_hold_text(body: str) -> bool:
+def _text_fields(body: str) -> tuple[str, ...]:
     kind = pb.Event.DESCRIPTOR.fields_by_name[body].message_type
-    return kind is not None and not {field.name for field in kind.fields} <= READABLE
+    fields = kind.fields if kind is not None else ()
+    return tuple(field.name for field in fields if field.name not in READABLE)
 
 
+_TEXT_FIELDS = {body: _text_fields(body) for body in TOPIC_OF}
+_TEXT_FIELDS_OF_OUTPUT = tuple(
+    field.name for field in pb.Output.DESCRIPTOR.fields if field.name not in READABLE_OF_OUTPUT
+)
 # Bodies that hold what people wrote or read.
-TEXT_BODIES = tuple(body for body in TOPIC_OF if _may_hold_text(body))
+TEXT_BODIES = tuple(body for body, fields in _TEXT_FIELDS.items() if fields)
 
 # As we write it; others are looked at more slowly.
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 MIN_RANKED, MAX_RANKED = 2, 9
 # InstructGPT, table 3: overall quality on a Likert scale of 1 to 7.
 MIN_SCORE, MAX_SCORE = 1, 7
@@ -72,7 +77,8 @@ def uuid7(unix_seconds: float, entropy: bytes) -> str:
     value = (millis << 80) | int.from_bytes(entropy[:10], "big")
     value = (value & ~(0xF << 76)) | (7 << 76)
     value = (value & ~(0b11 << 62)) | (0b10 << 62)
-    return str(uuid.UUID(int=value))
+    digits = f"{value:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 # Ids have to differ and need not be secret: asking the kernel for each costs more than the rest of
@@ -108,36 +114,39 @@ class Stamper:
             user_id=user_id,
         )
         event.time.FromNanoseconds(int((self.clock() if at is None else at) * 1e9))
-        field = next(f for f in TOPIC_OF if isinstance(body, _BODY_TYPE[f]))
-        getattr(event, field).CopyFrom(body)
+        getattr(event, _FIELD_OF[type(body)]).CopyFrom(body)
         validate(event)
         return event
 
 
-_BODY_TYPE: dict[str, type] = {
-    "completion": pb.Completion,
-    "ranking": pb.Ranking,
-    "demonstration": pb.Demonstration,
-    "consent": pb.Consent,
-    "release_change": pb.ReleaseChange,
-    "rating": pb.Rating,
-    "edit": pb.Edit,
-    "comment": pb.Comment,
-    "withdrawal": pb.Withdrawal,
+_FIELD_OF: dict[type, str] = {
+    pb.Completion: "completion",
+    pb.Ranking: "ranking",
+    pb.Demonstration: "demonstration",
+    pb.Consent: "consent",
+    pb.ReleaseChange: "release_change",
+    pb.Rating: "rating",
+    pb.Edit: "edit",
+    pb.Comment: "comment",
+    pb.Withdrawal: "withdrawal",
 }
 
 
 def topic_of(event: pb.Event) -> str:
     """The topic that the event belongs to. Raises InvalidEvent when it has no body."""
-    field = event.WhichOneof("body")
+    return TOPIC_OF[_body_of(event)]
+
+
+def _body_of(event: pb.Event) -> str:
+    field: str | None = event.WhichOneof("body")
     if field is None:
         raise InvalidEvent("body", "one of " + ", ".join(TOPIC_OF), "nothing")
-    return TOPIC_OF[field]
+    return field
 
 
 def validate(event: pb.Event) -> None:
     """Raise InvalidEvent unless the event may enter the log."""
-    if not _UUID.fullmatch(event.id):
+    if not _is_uuid(event.id):
         try:
             uuid.UUID(event.id)
         except ValueError:
@@ -149,11 +158,11 @@ def validate(event: pb.Event) -> None:
             raise InvalidEvent(name, "a non-empty string", "")
     if not event.HasField("time"):
         raise InvalidEvent("time", "a timestamp", "nothing")
-    topic, body = topic_of(event), event.WhichOneof("body")
+    body = _body_of(event)
     if not event.HasField("sealed"):
-        _VALIDATE_BODY[topic](getattr(event, body))
+        _VALIDATE_BODY[body](getattr(event, body))
     elif body not in TEXT_BODIES:
-        raise InvalidEvent("sealed", "nothing, as the body has no text", topic)
+        raise InvalidEvent("sealed", "nothing, as the body has no text", TOPIC_OF[body])
 
 
 def without_text(event: pb.Event) -> pb.Event:
@@ -161,17 +170,16 @@ def without_text(event: pb.Event) -> pb.Event:
     bare = pb.Event()
     bare.CopyFrom(event)
     if (name := event.WhichOneof("body")) is not None:
-        _keep_only(getattr(bare, name), READABLE)
+        _clear(getattr(bare, name), _TEXT_FIELDS[name])
     for output in bare.completion.outputs if name == "completion" else ():
-        _keep_only(output, READABLE_OF_OUTPUT)
+        _clear(output, _TEXT_FIELDS_OF_OUTPUT)
     bare.sealed.ClearField("text")
     return bare
 
 
-def _keep_only(message: Message, fields: frozenset[str]) -> None:
-    for field, _ in message.ListFields():
-        if field.name not in fields:
-            message.ClearField(field.name)
+def _clear(message: Message, fields: tuple[str, ...]) -> None:
+    for field in fields:
+        message.ClearField(field)
 
 
 def ranks_of(ranking: pb.Ranking) -> dict[int, int]:
@@ -185,15 +193,12 @@ def prompt_text(prompt: pb.Prompt) -> str:
 
 
 def _validate_prompt(prompt: pb.Prompt) -> None:
-    if bool(prompt.text) == bool(prompt.messages):
-        raise InvalidEvent(
-            "prompt", "either text or messages", "both" if prompt.text else "neither"
-        )
-    for i, message in enumerate(prompt.messages):
-        if message.role not in ("system", "user", "assistant"):
-            raise InvalidEvent(
-                f"prompt.messages[{i}].role", "system, user or assistant", message.role
-            )
+    text, messages = prompt.text, prompt.messages
+    if bool(text) == bool(messages):
+        raise InvalidEvent("prompt", "either text or messages", "both" if text else "neither")
+    for i in range(len(messages)):
+        if (role := messages[i].role) not in ("system", "user", "assistant"):
+            raise InvalidEvent(f"prompt.messages[{i}].role", "system, user or assistant", role)
 
 
 def _validate_source(source: int, notice_version: str) -> None:
@@ -208,12 +213,14 @@ def _validate_completion(body: pb.Completion) -> None:
         raise InvalidEvent("completion_id", "a non-empty string", "")
     _validate_prompt(body.prompt)
     _validate_source(body.source, body.notice_version)
-    if not body.outputs:
+    outputs = body.outputs
+    if not outputs:
         raise InvalidEvent("outputs", "at least one output", "none")
-    if [o.index for o in body.outputs] != list(range(len(body.outputs))):
-        raise InvalidEvent(
-            "outputs[].index", "0, 1, 2, ... in order", [o.index for o in body.outputs]
-        )
+    for i in range(len(outputs)):  # an iterator would cost more than the one item that is common
+        if outputs[i].index != i:
+            raise InvalidEvent(
+                "outputs[].index", "0, 1, 2, ... in order", [o.index for o in outputs]
+            )
     if body.source != pb.SOURCE_IMPORT and not body.release_id:
         raise InvalidEvent("release_id", "the release that made the outputs", "")
 
@@ -288,13 +295,13 @@ def _validate_withdrawal(body: pb.Withdrawal) -> None:
 
 
 _VALIDATE_BODY: dict[str, Callable[..., None]] = {
-    "completions": _validate_completion,
-    "rankings": _validate_ranking,
-    "demonstrations": _validate_demonstration,
-    "consents": _validate_consent,
-    "releases": _validate_release_change,
-    "ratings": _validate_rating,
-    "edits": _validate_said,
-    "comments": _validate_said,
-    "withdrawals": _validate_withdrawal,
+    "completion": _validate_completion,
+    "ranking": _validate_ranking,
+    "demonstration": _validate_demonstration,
+    "consent": _validate_consent,
+    "release_change": _validate_release_change,
+    "rating": _validate_rating,
+    "edit": _validate_said,
+    "comment": _validate_said,
+    "withdrawal": _validate_withdrawal,
 }

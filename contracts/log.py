@@ -21,13 +21,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from contracts.v1 import events_pb2 as pb
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """An event and where it stands."""
 
     topic: str

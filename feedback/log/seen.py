@@ -1,7 +1,11 @@
 """Which records of a topic repeat an id that stands before them."""
 
+import json
 import sqlite3
 from collections.abc import Sequence
+
+# What is told at once is one statement, and so one transaction.
+_ADD = "INSERT OR IGNORE INTO seen SELECT ?, ?, key, value FROM json_each(?)"
 
 
 class SeenIds:
@@ -28,14 +32,14 @@ class SeenIds:
     def add(self, topic: str, partition: int, records: Sequence[tuple[int, str]], end: int) -> None:
         """Offsets with ids, in order, of all records from `known` to `end`; others are left out."""
         place = (topic, partition)
-        new = [
-            (*place, id, offset) for offset, id in records if offset >= self._known.get(place, 0)
-        ]
-        done = self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", new)
+        known = self.known(topic, partition)
+        new = [record for record in records if record[0] >= known]
+        first = {id: offset for offset, id in reversed(new)}
+        done = self._db.execute(_ADD, (*place, json.dumps(first)))
         if done.rowcount < len(new):
             copies = self._copies.setdefault(place, set())
-            copies.update(row[3] for row in new if self._first(*row[:3]) != row[3])
-        self._known[place] = max(end, self._known.get(place, 0))
+            copies.update(offset for offset, id in new if self._first(*place, id) != offset)
+        self._known[place] = max(end, known)
 
     def copies(self, topic: str, partition: int) -> set[int]:
         """Offsets of the records that repeat an id."""

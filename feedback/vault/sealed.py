@@ -101,31 +101,27 @@ class SealedLog:
         # Asked only where it matters: without a key, or from before there were keys.
         unsure = any(_has_text(r.event) and r.event.sealed.key_id not in keys for r in records)
         erased = self.vault.erased_at() if unsure else {}
-        opened = [
-            Record(r.topic, r.partition, r.offset, event)
-            for r in records
-            if (event := self._opened(r.event, keys, erased)) is not None
-        ]
+        opened = [r for r in records if self._opened(r.event, keys, erased)]
         if hidden := len(records) - len(opened):
             self.unreadable[records[0].topic] += hidden
         return opened
 
     def _opened(
         self, event: pb.Event, keys: Mapping[str, bytes], erased: Mapping[str, float]
-    ) -> pb.Event | None:
-        """The event as it was appended; None where its person erased it."""
+    ) -> bool:
+        """Makes the event what it was when it was appended; False where its person erased it."""
         if not _has_text(event):
-            return event
+            return True
         if not event.HasField("sealed"):  # written before there were keys
-            gone = event.time.ToNanoseconds() / 1e9 <= erased.get(event.user_id, -math.inf)
-            return None if gone else event
+            return event.time.ToNanoseconds() / 1e9 > erased.get(event.user_id, -math.inf)
         if not event.sealed.text or not event.sealed.key_id:
-            return None
+            return False
         key = keys.get(event.sealed.key_id)
         if key is not None:
-            return _unsealed(event, key)
+            _unseal(event, key)
+            return True
         if event.user_id in erased:
-            return None
+            return False
         raise InvalidInput(
             "vault",
             f"the one that this log was written with; {self.vault.path} lacks keys",
@@ -148,29 +144,27 @@ def _seal(event: pb.Event, keys: Mapping[str, tuple[str, bytes]]) -> pb.Event:
     For who erased everything and did not agree again the key is thrown away at once.
     """
     name = event.WhichOneof("body")
-    if name is None or not _has_text(event):
+    if name not in TEXT_BODIES:
         return event
-    key_id, key = keys.get(event.user_id, ("", secrets.token_bytes(KEY_BYTES)))
-    body = getattr(event, name)
+    key_id, key = keys.get(event.user_id) or ("", secrets.token_bytes(KEY_BYTES))
+    said = getattr(event, name).SerializeToString()
     nonce = secrets.token_bytes(NONCE_BYTES)
-    said = body.SerializeToString(deterministic=True)
+    text = nonce + AESGCM(key).encrypt(nonce, said, _context(event, key_id))
     sealed = without_text(event)
-    sealed.sealed.key_id = key_id
-    sealed.sealed.text = nonce + AESGCM(key).encrypt(nonce, said, _context(sealed))
+    sealed.sealed.key_id, sealed.sealed.text = key_id, text
     return sealed
 
 
-def _unsealed(event: pb.Event, key: bytes) -> pb.Event:
-    """Opens it in place: a log gives its reader an event of its own."""
-    text = event.sealed.text
+def _unseal(event: pb.Event, key: bytes) -> None:
+    """In place: a log gives its reader an event of its own."""
+    text, context = event.sealed.text, _context(event, event.sealed.key_id)
     try:
-        said = AESGCM(key).decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], _context(event))
+        said = AESGCM(key).decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], context)
     except InvalidTag:
         raise CorruptEvent(f"event {event.id}: its text fits neither key nor envelope") from None
     event.ClearField("sealed")
     getattr(event, event.WhichOneof("body") or "").ParseFromString(said)
-    return event
 
 
-def _context(event: pb.Event) -> bytes:
-    return f"{event.id}\0{event.user_id}\0{event.sealed.key_id}".encode()
+def _context(event: pb.Event, key_id: str) -> bytes:
+    return f"{event.id}\0{event.user_id}\0{key_id}".encode()

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource
 
 from contracts.errors import InvalidInput, LogUnavailable
@@ -89,6 +89,32 @@ def test_too_few_nodes_for_the_copies_that_were_asked_for(kafka: Cluster, namesp
     log = open_quick(f"kafka://{kafka.bootstrap}/{namespace}?replication=3", 30)
     with pytest.raises(LogUnavailable, match="InvalidReplicationFactor"):
         log.ends("consents")
+    log.close()
+
+
+def test_a_person_is_where_another_client_puts_them(kafka: Cluster, namespace: str) -> None:
+    log = open_quick(f"kafka://{kafka.bootstrap}/{namespace}?replication=1&partitions=7", 30)
+    events = [consent(f"user-{i}") for i in range(50)]
+    log.append(events)
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap)
+    for event in events:
+        key, value = event.user_id.encode(), consent(event.user_id).SerializeToString()
+        producer.send(f"{namespace}.consents", key=key, value=value)
+    producer.close()
+    places = {(r.event.user_id, r.partition) for r in follow(log, "consents", {})}
+    assert sum(log.ends("consents").values()) == 100
+    assert len(places) == 50
+    log.close()
+
+
+def test_who_read_to_the_end_is_answered_at_once(kafka: Cluster, namespace: str) -> None:
+    log = open_quick(f"kafka://{kafka.bootstrap}/{namespace}?replication=1&partitions=1", 30)
+    log.append([consent(f"user-{i}") for i in range(100)])
+    assert [len(log.read("consents", 0, offset, 60)) for offset in (0, 60)] == [60, 40]
+    began = time.monotonic()
+    assert log.ends("consents") == {0: 100}
+    # By default a node holds the client's question for what comes next for half a second.
+    assert time.monotonic() - began < 0.4
     log.close()
 
 
