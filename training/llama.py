@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from training import ranks
 from training.attention import attention
 from training.packing import Group, Packed
 
@@ -33,8 +34,8 @@ def hidden_states(backbone: Any, packed: Packed, at_M: Tensor) -> Tensor:
     groups = packed.groups()
     *layers, last = backbone.layers
     for layer in layers:
-        x_NH = _layer(layer, x_NH, rotary, groups, None)
-    x_MH = _layer(last, x_NH, rotary, packed.groups(at_M), at_M)
+        x_NH = ranks.gathered(layer, _layer, x_NH, rotary, groups, None)
+    x_MH = ranks.gathered(last, _layer, x_NH, rotary, packed.groups(at_M), at_M)
     normed: Tensor = _norm(backbone.norm, x_MH)
     return normed
 
