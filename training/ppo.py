@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import PpoConfig
 from training.data import Order, PromptRow, TokenStream, fits, render, shuffled_batches
@@ -33,6 +34,7 @@ from training.kernels import (
 from training.likelihood import accumulate_likelihood
 from training.metrics import Metrics, mean_of, sum_of
 from training.model import (
+    backbone_of,
     load_tokenizer,
     pack_pairs,
     packed_logprobs,
@@ -91,6 +93,8 @@ def train_ppo(
     tokenizer = load_tokenizer(sft)
     nets = load_networks(sft, reward_model, prompts)
     average = copy.deepcopy(nets.policy)
+    recompute_layers(backbone_of(nets.policy), config.recompute)
+    recompute_layers(nets.value.backbone, config.recompute)
     for network in (nets.policy, nets.reference, nets.value, nets.reward, average):
         ranks.shard(network)
     prompt_ids = usable_prompts(config, tokenizer, prompts)

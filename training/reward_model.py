@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import Precision, RewardModelConfig
 from training.data import (
@@ -80,6 +81,7 @@ def train_reward_model(
             "at least one within the length limits, to set the reward model's zero",
             f"{len(demonstrations)} rows, none usable",
         )
+    recompute_layers(model.backbone, config.recompute)
     ranks.shard(model)
     optimizer = adam(model.parameters(), config.learning_rate)
 

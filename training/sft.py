@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
 from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import SftConfig
 from training.data import (
@@ -28,6 +29,7 @@ from training.likelihood import accumulate_mixed_likelihood
 from training.metrics import Metrics
 from training.model import (
     Pair,
+    backbone_of,
     load_policy,
     load_tokenizer,
     response_logprobs,
@@ -65,6 +67,7 @@ def train_sft(
         raise InvalidInput("demonstrations", expected, f"{len(rows)} rows, none usable")
     stream = _stream(config, tokenizer, pretraining)
     set_residual_dropout(model, config.dropout)
+    recompute_layers(backbone_of(model), config.recompute)
     ranks.shard(model)
     optimizer = adam(model.parameters(), config.learning_rate)
 

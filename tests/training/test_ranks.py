@@ -46,7 +46,8 @@ from training.sft import train_sft
 CURVE, WEIGHTS = 1e-4, 1e-4
 # Dropout is drawn by each rank for itself.
 SFT = test_checkpoint.SFT.model_copy(update={"dropout": 0.0})
-PPO = test_checkpoint.PPO.model_copy(update={"episodes": 96, "checkpoint_every": 1})
+FEW = {"episodes": 48, "batch": 16, "minibatch": 8, "checkpoint_every": 1}
+PPO = test_checkpoint.PPO.model_copy(update=FEW)
 
 
 class ByPrompt(TorchSampler):
@@ -118,13 +119,13 @@ def on_ranks(size: int, scratch: Path, job: Job, disturb: Disturb | None = None)
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(120)
     codes = [child.exitcode for child in children]
     for child in children:
         child.kill()
         child.join()
         child.close()
-    assert None not in codes, "still running after a minute"
+    assert None not in codes, "still running after two minutes"
     return [code for code in codes if code is not None]
 
 
@@ -172,13 +173,13 @@ def test_a_model_whose_layers_compute_themselves(world: World, tmp_path: Path) -
     assert_close(two, one)
 
 
-SHORT = PPO.model_copy(update={"episodes": 8, "batch": 8, "minibatch": 4})
+SHORT = PPO.model_copy(update={"episodes": 8, "batch": 8, "minibatch": 4, "recompute": True})
 
 
 @pytest.mark.parametrize(
     "stage",
     [
-        partial(sft, config=SFT.model_copy(update={"epochs": 1})),
+        partial(sft, config=SFT.model_copy(update={"epochs": 1, "recompute": True})),
         partial(reward, rows=5),
         partial(ppo, config=SHORT),
     ],
