@@ -12,8 +12,9 @@ from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
 from training.config import PpoConfig, Precision
+from training.networks import Networks
 from training.optimizer import adam, step
-from training.ppo import Networks, evaluate_rollout, update
+from training.ppo import evaluate_rollout, update
 from training.rollout import Sampled, pack
 
 TRL = "1.12.0"  # the last release with a PPOTrainer

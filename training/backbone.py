@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from contracts.errors import InvalidInput
 from training import llama
 from training.attention import attention
 from training.data import pad
@@ -35,6 +36,18 @@ def hidden_states(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Te
     if packs(backbone):
         return _in_one_row(backbone, packed).index_select(0, at_M)
     return _row_by_row(backbone, packed, at_M)
+
+
+def recompute_layers(backbone: PreTrainedModel, wanted: bool) -> None:
+    """Keep of each decoder layer its input alone for the backward pass, if `wanted`.
+
+    Raises InvalidInput on a model whose layers are not computed here: without dropout its own would
+    not do it.
+    """
+    if wanted and not llama.is_llama(backbone):
+        raise InvalidInput("recompute", f"false for a {type(backbone).__name__}", wanted)
+    if wanted:
+        backbone.gradient_checkpointing_enable()
 
 
 _PACKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

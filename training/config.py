@@ -20,6 +20,9 @@ class StageConfig(BaseModel):
     seed: int = 0
     # bf16 runs the forward passes under autocast; weights and optimizer states stay float32.
     precision: Precision = "fp32"
+    # A decoder layer keeps its input alone for the backward pass, which computes the rest again: a
+    # third more time, for the room of all layers but one. For models of the Llama family.
+    recompute: bool = False
     max_grad_norm: float = Field(default=1.0, gt=0)
     # Steps from one checkpoint to the next, 0 for none; of PPO, iterations.
     checkpoint_every: int = Field(default=100, ge=0)

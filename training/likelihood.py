@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from training import ranks
 from training.config import Precision
 from training.model import Pair, pack_pairs, packed_loss
 from training.optimizer import autocast
-from training.packing import PASS_TOKENS, Tree, passes
+from training.packing import PASS_TOKENS, Tree
 
 
 def accumulate_likelihood(
     model: PreTrainedModel, pairs: Sequence[Pair], precision: Precision, weight: float = 1.0
 ) -> float:
     """The gradient of `weight` times the mean negative log-likelihood per response token,
-    end-of-text included, in passes without padding; the mean itself.
+    end-of-text included, in passes without padding; this rank's share of the mean itself.
     """
     [mean] = accumulate_mixed_likelihood(model, [(pairs, weight)], precision)
     return mean
@@ -35,14 +36,15 @@ def accumulate_mixed_likelihood(
     count_S = torch.zeros(len(sets)).index_add_(0, set_P, length_P.float())
     slope_S = torch.tensor([weight for _, weight in sets]) / count_S
     total_S = torch.zeros(len(sets))
-    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
+    trees = [Tree([*prompt, *response]) for prompt, response in pairs]
+    for part, counts in ranks.passes(trees, PASS_TOKENS):
         set_M = set_P[part].repeat_interleave(length_P[part])
-        slope_M = slope_S[set_M]
+        slope_M = slope_S[set_M] * counts
         with autocast(precision):
             inputs = pack_pairs([pairs[i] for i in part])
             loss, logprobs_M = packed_loss(model, *inputs, partial(_weighted, slope_M))
         loss.backward()
-        total_S.index_add_(0, set_M, -logprobs_M)
+        total_S.index_add_(0, set_M, -logprobs_M, alpha=counts)
     means: list[float] = (total_S / count_S).tolist()
     return means
 

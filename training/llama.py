@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from training import ranks
 from training.attention import attention
 from training.packing import Group, Packed
 
@@ -32,9 +34,11 @@ def hidden_states(backbone: Any, packed: Packed, at_M: Tensor) -> Tensor:
     rotary = cos[0], sin[0]
     groups = packed.groups()
     *layers, last = backbone.layers
+    again = last.gradient_checkpointing and torch.is_grad_enabled()
+    compute = _recomputed if again else _layer
     for layer in layers:
-        x_NH = _layer(layer, x_NH, rotary, groups, None)
-    x_MH = _layer(last, x_NH, rotary, packed.groups(at_M), at_M)
+        x_NH = ranks.gathered(layer, compute, x_NH, rotary, groups, None)
+    x_MH = ranks.gathered(last, compute, x_NH, rotary, packed.groups(at_M), at_M)
     normed: Tensor = _norm(backbone.norm, x_MH)
     return normed
 
@@ -60,6 +64,12 @@ def _layer(
     x_MH = x_MH + attend.o_proj(out_MAD.flatten(1))
     h_MH = _norm(layer.post_attention_layernorm, x_MH)
     out_MH: Tensor = x_MH + mlp.down_proj(F.silu(mlp.gate_proj(h_MH)) * mlp.up_proj(h_MH))
+    return out_MH
+
+
+def _recomputed(layer: Any, *args: Any) -> Tensor:
+    """`_layer`, which the backward pass computes again, with the same dropout."""
+    out_MH: Tensor = checkpoint(_layer, layer, *args, use_reentrant=False)
     return out_MH
 
 

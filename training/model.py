@@ -24,9 +24,10 @@ from transformers.utils import logging
 from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
+from training import ranks
 from training.backbone import hidden_states
 from training.kernels.linear_logprob import TokenLosses, linear_logprob_loss, linear_logprobs
-from training.packing import PASS_TOKENS, Packed, Tree, passes
+from training.packing import PASS_TOKENS, Packed, Tree
 
 REWARD_HEAD = "reward_head.safetensors"
 
@@ -49,10 +50,12 @@ def load_policy(folder: Path) -> PreTrainedModel:
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), config and tokenizer into a new folder."""
-    folder.mkdir(parents=True)
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    """Write weights (safetensors), config and tokenizer into a new folder; on rank 0, of all."""
+    weights = ranks.whole(model)
+    if ranks.first():
+        folder.mkdir(parents=True)
+        model.save_pretrained(folder, state_dict=weights)
+        save_tokenizer(tokenizer, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -120,6 +123,13 @@ def packed_loss(
     """The sum of `losses` over `targets_M`, predicted at `at_M` at temperature 1, and their
     log-probabilities [M] (without gradient).
     """
+    found: tuple[Tensor, Tensor] = ranks.gathered(model, _loss, packed, at_M, targets_M, losses)
+    return found
+
+
+def _loss(
+    model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor, losses: TokenLosses
+) -> tuple[Tensor, Tensor]:
     hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
 
@@ -131,6 +141,13 @@ def packed_logprobs(
     """Log-probabilities of `targets_M` where the model stands at `at_M`, and the entropies there,
     both float32 [M].
     """
+    found: tuple[Tensor, Tensor] = ranks.gathered(model, _logprobs, packed, at_M, targets_M)
+    return found
+
+
+def _logprobs(
+    model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor
+) -> tuple[Tensor, Tensor]:
     hidden_MH = hidden_states(backbone_of(model), packed, at_M)
     return linear_logprobs(hidden_MH, *unembedding(model), targets_M)
 
@@ -141,12 +158,13 @@ def response_logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Ten
     Only the response positions go through the unembedding.
     """
     found: list[Tensor] = [torch.empty(0)] * len(pairs)
-    for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
+    trees = [Tree([*prompt, *response]) for prompt, response in pairs]
+    for part, _ in ranks.passes(trees, PASS_TOKENS):
         logprobs_M, _ = packed_logprobs(model, *pack_pairs([pairs[i] for i in part]))
         lengths = [len(pairs[i][1]) for i in part]
         for i, own_R in zip(part, logprobs_M.split(lengths), strict=True):
             found[i] = own_R
-    return found
+    return ranks.complete(found)
 
 
 class RewardModel(nn.Module):
@@ -188,17 +206,28 @@ class RewardModel(nn.Module):
         return model
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Into a new folder; on rank 0, of all."""
+        weights = ranks.whole(self)
+        if not ranks.first():
+            return
         folder.mkdir(parents=True)
-        self.backbone.save_pretrained(folder)
+        inside = {
+            n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")
+        }
+        self.backbone.save_pretrained(folder, state_dict=inside)
         save_tokenizer(tokenizer, folder)
-        head = {"weight": self.head.weight, "bias": self.head.bias, "shift": self.shift}
-        save_file({k: v.detach().contiguous() for k, v in head.items()}, folder / REWARD_HEAD)
+        head = {name: weights[f"head.{name}"].contiguous() for name in ("weight", "bias")}
+        save_file({**head, "shift": weights["shift"]}, folder / REWARD_HEAD)
 
     def scores(self, packed: Packed, at_M: Tensor) -> Tensor:
         """The head's output, float32 [M], at the tokens `at_M` (ascending) of packed trees.
 
         The head is in float32 even under autocast: in bf16 near scores would be equal.
         """
+        scores_M: Tensor = ranks.gathered(self, RewardModel._scores, packed, at_M)
+        return scores_M
+
+    def _scores(self, packed: Packed, at_M: Tensor) -> Tensor:
         hidden_MH = hidden_states(self.backbone, packed, at_M)
         with torch.autocast("cpu", enabled=False):
             scores_M: Tensor = self.head(hidden_MH.float()).squeeze(-1) - self.shift

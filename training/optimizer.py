@@ -6,15 +6,23 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from training.config import Precision
 
 
 def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> torch.optim.AdamW:
-    """Adam with betas (0.9, 0.95) (C) and no weight decay."""
-    return torch.optim.AdamW(
-        parameters, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True
+    """Adam with betas (0.9, 0.95) (C) and no weight decay; its moments are there from the start, so
+    that a checkpoint can be read into them.
+    """
+    weights = list(parameters)
+    optimizer = torch.optim.AdamW(
+        weights, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True
     )
+    for x in weights:
+        moments = {"exp_avg": torch.zeros_like(x), "exp_avg_sq": torch.zeros_like(x)}
+        optimizer.state[x] = {"step": torch.zeros(()), **moments}
+    return optimizer
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
@@ -22,7 +30,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) ->
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm.item()
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
 @torch.no_grad()

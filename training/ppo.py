@@ -7,16 +7,18 @@ same buffers before one optimizer step.
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import PpoConfig
 from training.data import Order, PromptRow, TokenStream, fits, render, shuffled_batches
@@ -30,34 +32,23 @@ from training.kernels import (
     whiten,
 )
 from training.likelihood import accumulate_likelihood
-from training.metrics import Metrics, mean_of
+from training.metrics import Metrics, mean_of, sum_of
 from training.model import (
-    RewardModel,
-    load_policy,
+    backbone_of,
     load_tokenizer,
     pack_pairs,
     packed_logprobs,
     packed_loss,
     save_policy,
 )
+from training.networks import Networks, load_networks
 from training.objectives import KlController, explained_variance, importance_weights
 from training.optimizer import adam, autocast, average_weights, set_rate, step, warmup_share
-from training.packing import PASS_TOKENS, Tree, passes
+from training.packing import PASS_TOKENS, Tree
 from training.rollout import Rollout, Sampler, pack
-from training.translation import Translation, alike
 
-
-@dataclass(frozen=True)
-class Networks:
-    """The four models of PPO-ptx; reference and reward never change. `translation` where the
-    reward model has a tokenizer of its own.
-    """
-
-    policy: PreTrainedModel
-    reference: PreTrainedModel
-    value: RewardModel
-    reward: RewardModel
-    translation: Translation | None = None
+# How far the seeds of ranks are apart: more than a run has iterations.
+APART = 1_000_000_007
 
 
 @dataclass(frozen=True)
@@ -102,6 +93,10 @@ def train_ppo(
     tokenizer = load_tokenizer(sft)
     nets = load_networks(sft, reward_model, prompts)
     average = copy.deepcopy(nets.policy)
+    recompute_layers(backbone_of(nets.policy), config.recompute)
+    recompute_layers(nets.value.backbone, config.recompute)
+    for network in (nets.policy, nets.reference, nets.value, nets.reward, average):
+        ranks.shard(network)
     prompt_ids = usable_prompts(config, tokenizer, prompts)
     documents = tokenizer(list(pretraining), add_special_tokens=False)["input_ids"]
     stream = TokenStream(documents, tokenizer.eos_token_id, config.ptx_row_tokens, config.seed)
@@ -123,12 +118,13 @@ def train_ppo(
     progress = Checkpoint(folder, config, (prompt_ids, documents), parts)
 
     for iteration in range(progress.restore(), iterations):
-        # 2. Sample on the weights of this iteration.
+        # 2. Sample on the weights of this iteration: every rank its part, on an engine of its own.
         seed = config.seed * 1_000_003 + iteration
         batch = [prompt_ids[i] for i in order.take(config.batch)]
-        sampler.load(nets.policy.state_dict())
-        samples = sampler.sample(batch, config.max_response_tokens, seed)
-        rollout = pack(batch, [s[0] for s in samples])
+        sampler.load(ranks.whole(nets.policy))
+        own, own_seed = ranks.part(batch), seed + APART * ranks.rank()
+        samples = ranks.everyone(sampler.sample(own, config.max_response_tokens, own_seed))
+        rollout = pack(batch, [drawn[0] for part in samples for drawn in part])
 
         # 3. Score, KL reward, advantages: once per rollout.
         experience = evaluate_rollout(config, nets, rollout, controller.beta)
@@ -151,29 +147,12 @@ def train_ppo(
 
         # 5. Average the weights, write what happened, move beta.
         average_weights(average, nets.policy, config.ema)
-        metrics.write(iteration, **figures(experience), **mean_of(steps), beta=controller.beta)
+        means = sum_of(ranks.everyone(mean_of(steps)))
+        metrics.write(iteration, **figures(experience), **means, beta=controller.beta)
         controller.update(experience.kl, len(rollout))
         progress.save(iteration + 1)
 
     save_policy(average, tokenizer, folder)
-
-
-def load_networks(sft: Path, reward_model: Path, prompts: Sequence[PromptRow] = ()) -> Networks:
-    """Policy and reference from the SFT model, value network and reward from the reward model; no
-    dropout anywhere.
-
-    A value network reads the policy's tokens. Where the reward model has others, the value network
-    starts from the SFT model with a new head, and rewards are of the same text in other tokens.
-    """
-    tokenizer, theirs = load_tokenizer(sft), load_tokenizer(reward_model)
-    same = alike(tokenizer, theirs)
-    return Networks(
-        policy=load_policy(sft).eval(),
-        reference=load_policy(sft).eval().requires_grad_(False),
-        value=(RewardModel.load(reward_model) if same else RewardModel.from_policy(sft)).eval(),
-        reward=RewardModel.load(reward_model).eval().requires_grad_(False),
-        translation=None if same else Translation(tokenizer, theirs, prompts),
-    )
 
 
 def usable_prompts(
@@ -198,19 +177,24 @@ def evaluate_rollout(
     shape = rollout.mask_BR.shape
     logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
     scores_B, entropies = torch.zeros(len(rollout)), []
-    for part in without_padding(rollout, range(len(rollout))):
+    for part, counts in without_padding(rollout, range(len(rollout))):
         pairs = [rollout.pairs[i] for i in part]
         packed, at_M, targets_M = pack_pairs(pairs)
         rows_M, columns_M = rollout.mask_BR[part].nonzero(as_tuple=True)
         places = torch.tensor(part)[rows_M], columns_M
         with autocast(config.precision):
-            logprobs_BR[places], entropies_M = packed_logprobs(nets.policy, packed, at_M, targets_M)
-            entropies.append(entropies_M)
-            ref_BR[places], _ = packed_logprobs(nets.reference, packed, at_M, targets_M)
-            values_BR[places] = nets.value.scores(packed, at_M)
+            logprobs_M, entropies_M = packed_logprobs(nets.policy, packed, at_M, targets_M)
+            logprobs_BR[places] = logprobs_M * counts
+            entropies.append(entropies_M * counts)
+            ref_M, _ = packed_logprobs(nets.reference, packed, at_M, targets_M)
+            ref_BR[places] = ref_M * counts
+            values_BR[places] = nets.value.scores(packed, at_M) * counts
             if nets.translation is not None:
                 packed = nets.translation.packed(pairs, rollout.finished_B[part].tolist())
-            scores_B[part] = nets.reward.scores(packed, packed.ends)
+            scores_B[part] = nets.reward.scores(packed, packed.ends) * counts
+    entropy = torch.cat(entropies).sum()
+    for x in (logprobs_BR, ref_BR, values_BR, scores_B, entropy):
+        ranks.total(x)
     scores_B = torch.where(rollout.finished_B, scores_B, config.unfinished_reward)
     rewards_BR = kl_rewards(scores_B, logprobs_BR, ref_BR, rollout.mask_BR, beta)
     if config.whiten_rewards:
@@ -229,25 +213,27 @@ def evaluate_rollout(
         advantages_BR=advantages_BR,
         returns_BR=returns_BR,
         scores_B=scores_B,
-        entropy=torch.cat(entropies).mean().item(),
+        entropy=(entropy / rollout.mask_BR.sum()).item(),
     )
 
 
-def without_padding(rollout: Rollout, indices: Sequence[int]) -> list[list[int]]:
-    """The episodes at `indices` in passes of similar lengths."""
+def without_padding(rollout: Rollout, indices: Sequence[int]) -> Iterator[tuple[list[int], float]]:
+    """The episodes at `indices` in this rank's passes, of similar lengths, and what these count."""
     trees = [Tree([*prompt, *response]) for prompt, response in (rollout.pairs[i] for i in indices)]
-    return [[indices[i] for i in part] for part in passes(trees, PASS_TOKENS)]
+    for part, counts in ranks.passes(trees, PASS_TOKENS):
+        yield [indices[i] for i in part], counts
 
 
 def update(
     config: PpoConfig, nets: Networks, experience: Experience, indices: list[int], rows_PT: Tensor
 ) -> dict[str, float]:
     """Accumulate the gradients of one minibatch: clipped policy loss, pretraining loss, clipped
-    value loss. Each is a mean over all tokens of the minibatch, in however many passes.
+    value loss. Each is a mean over all tokens of the minibatch, in however many passes, and each
+    rank has a share of it.
     """
     rollout, tokens = experience.rollout, int(experience.rollout.mask_BR[indices].sum())
     passed = []
-    for part in without_padding(rollout, indices):
+    for part, counts in without_padding(rollout, indices):
         mask_BR = rollout.mask_BR[part]
         old_M, advantages_M, old_values_M, returns_M = (
             x_BR[part][mask_BR]
@@ -258,6 +244,7 @@ def update(
                 experience.returns_BR,
             )
         )
+        advantages_M = advantages_M * counts
         surrogates = partial(surrogate_of, old_M, advantages_M, config.clip, tokens)
         packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part])
         with autocast(config.precision):
@@ -266,7 +253,7 @@ def update(
         with autocast(config.precision):
             values_M = nets.value.scores(packed, at_M)
         errors_M = value_losses(values_M, old_values_M, returns_M, config.value_clip)
-        value_error = errors_M.sum() / tokens
+        value_error = errors_M.sum() * counts / tokens
         value_error.backward()
         ratio_M = torch.exp(logprobs_M - old_M)
         clips_M = clipped(ratio_M, advantages_M, config.clip)
@@ -280,7 +267,7 @@ def update(
         "policy_loss": sum(surrogates_).item(),
         "ptx_loss": ptx,
         "value_loss": sum(errors).item(),
-        "clip_fraction": torch.cat(clips).float().mean().item(),
+        "clip_fraction": (torch.cat(clips).sum() / tokens).item(),
         "ratio_min": torch.cat(ratios).min().item(),
         "ratio_max": torch.cat(ratios).max().item(),
     }

@@ -15,11 +15,12 @@ from transformers import (
 )
 
 from contracts.prompt import PLAIN_CHAT_TEMPLATE
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import PretrainConfig
 from training.data import TokenStream
 from training.metrics import Metrics
-from training.model import save_policy
+from training.model import backbone_of, save_policy
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
@@ -52,6 +53,7 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts, config.vocab_size)
     model = LlamaForCausalLM(_llama(config, tokenizer))
+    recompute_layers(backbone_of(model), config.recompute)
     stream = TokenStream(
         tokenizer(list(texts))["input_ids"], tokenizer.eos_token_id, config.row_tokens, config.seed
     )

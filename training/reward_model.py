@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import Precision, RewardModelConfig
 from training.data import (
@@ -26,10 +28,10 @@ from training.data import (
     shuffled_batches,
 )
 from training.kernels import ranking_loss, strict_pairs
-from training.metrics import Metrics
+from training.metrics import Metrics, sum_of
 from training.model import RewardModel, load_tokenizer
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
-from training.packing import PASS_TOKENS, Packed, Tree, passes
+from training.packing import PASS_TOKENS, Packed, Tree
 
 # Of more demonstrations than this a sample sets the zero: its mean is off by 1/64 of their spread.
 ZERO_SAMPLE = 4096
@@ -79,6 +81,8 @@ def train_reward_model(
             "at least one within the length limits, to set the reward model's zero",
             f"{len(demonstrations)} rows, none usable",
         )
+    recompute_layers(model.backbone, config.recompute)
+    ranks.shard(model)
     optimizer = adam(model.parameters(), config.learning_rate)
 
     size = config.prompts_per_batch
@@ -94,7 +98,7 @@ def train_reward_model(
         )
         figures = accumulate_gradients(model, [ranked[r] for r in batch], config.precision)
         norm = step(model, optimizer, config.max_grad_norm)
-        metrics.write(i, **figures, grad_norm=norm)
+        metrics.write(i, **sum_of(ranks.everyone(figures)), grad_norm=norm)
         progress.save(i + 1)
 
     model.shift += mean_score(model, zero)
@@ -104,16 +108,20 @@ def train_reward_model(
 def accumulate_gradients(
     model: RewardModel, ranked: Sequence[Ranked], precision: Precision
 ) -> dict[str, float]:
-    """The gradient of the loss of one batch, a few rankings at a time; loss and pair accuracy."""
-    loss = right = pairs = 0.0
-    for part in passes([r.tree for r in ranked], PASS_TOKENS):
+    """The gradient of the loss of one batch, a few rankings at a time; loss and pair accuracy, of
+    which each rank has a share.
+    """
+    loss = right = 0.0
+    pairs = sum(a < b for r in ranked for a in r.ranks for b in r.ranks)
+    for part, counts in ranks.passes([r.tree for r in ranked], PASS_TOKENS):
         with autocast(precision):
             scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in part])
-            share = ranking_loss(scores_BK, ranks_BK, mask_BK) * (len(part) / len(ranked))
+            mean = ranking_loss(scores_BK, ranks_BK, mask_BK)
+            share = mean * (counts * len(part) / len(ranked))
         share.backward()
         better_BKK = strict_pairs(ranks_BK, mask_BK)
-        right += (better_BKK & (scores_BK[:, :, None] > scores_BK[:, None, :])).sum().item()
-        pairs += better_BKK.sum().item()
+        agreed_BKK = better_BKK & (scores_BK[:, :, None] > scores_BK[:, None, :])
+        right += counts * agreed_BKK.sum().item()
         loss += share.item()
     return {"loss": loss, "accuracy": right / pairs}
 
@@ -166,12 +174,12 @@ def score_trees(model: RewardModel, trees: Sequence[Tree], tokens: int = PASS_TO
     responses, of the whole sequence. A pass of the model holds up to `tokens` tokens.
     """
     scores: list[Tensor] = [torch.empty(0)] * len(trees)
-    for part in passes(trees, tokens):
+    for part, _ in ranks.passes(trees, tokens):
         packed = Packed([trees[i] for i in part])
         counts = [len(trees[i].responses) or 1 for i in part]
         for i, own in zip(part, model.scores(packed, packed.ends).split(counts), strict=True):
             scores[i] = own
-    return torch.cat(scores)
+    return torch.cat(ranks.complete(scores))
 
 
 def score_sequences(model: RewardModel, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
+from training import ranks
+from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import SftConfig
 from training.data import (
@@ -27,6 +29,7 @@ from training.likelihood import accumulate_mixed_likelihood
 from training.metrics import Metrics
 from training.model import (
     Pair,
+    backbone_of,
     load_policy,
     load_tokenizer,
     response_logprobs,
@@ -55,7 +58,7 @@ def train_sft(
     Documents of `pretraining` are mixed in, so that PPO does not start from a policy that forgot
     how to write (C.4). Goes on from its checkpoint where there is one.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + ranks.rank())
     tokenizer, model = load_tokenizer(parent), load_policy(parent)
     pairs = _encode(config, tokenizer, rows)
     held_out = _encode(config, tokenizer, validation)
@@ -64,6 +67,8 @@ def train_sft(
         raise InvalidInput("demonstrations", expected, f"{len(rows)} rows, none usable")
     stream = _stream(config, tokenizer, pretraining)
     set_residual_dropout(model, config.dropout)
+    recompute_layers(backbone_of(model), config.recompute)
+    ranks.shard(model)
     optimizer = adam(model.parameters(), config.learning_rate)
 
     rng = random.Random(config.seed)
@@ -87,18 +92,20 @@ def train_sft(
         loss = accumulate_mixed_likelihood(model, sets, config.precision)[0]
         norm = step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == len(batches) - 1:
-            metrics.write(i, loss=loss, grad_norm=norm, rate=rate)
+            metrics.write(i, loss=sum(ranks.everyone(loss)), grad_norm=norm, rate=rate)
         epoch, within = divmod((i + 1) * config.epochs, len(batches))
         if config.choose_by_reward and not within:
             kept = progress.folder / f"epoch-{epoch}"
-            shutil.rmtree(kept, ignore_errors=True)
+            if ranks.first():
+                shutil.rmtree(kept, ignore_errors=True)
             save_policy(model, tokenizer, kept)
         progress.save(i + 1)
     metrics.write(len(batches), validation_loss=_validate(model, held_out))
     set_residual_dropout(model, 0.0)
     save_policy(model, tokenizer, folder)
-    for kept in progress.folder.glob("epoch-*"):
-        kept.rename(folder.with_name(kept.name))
+    if ranks.first():
+        for kept in progress.folder.glob("epoch-*"):
+            kept.rename(folder.with_name(kept.name))
 
 
 def _stream(

@@ -157,27 +157,42 @@ def test_what_goes_wrong_while_saving_leaves_the_last_checkpoint(
     assert start(sft, world, peace) == 0
     # The checkpoint of step 2 is whole, that of step 4 fails.
     assert start(sft, world, disturbed, disturb, 3) == code
-    file = disturbed.parent / "checkpoint/model.pt"
-    assert torch.load(file, weights_only=True)["done"] == 2
-    assert file.stat().st_size > 100_000
+    whole = disturbed.parent / "checkpoint/model/2"
+    assert (whole / "__0_0.distcp").stat().st_size > 100_000
     # A kill leaves the part that was written, which the next one replaces.
-    assert file.with_name(".model.pt").exists() == (code != 1)
+    left = {"2"} if code == 1 else {"2", ".4"}
+    assert {p.name for p in whole.parent.iterdir()} == left
     assert start(sft, world, disturbed, killed, 6) == 0
     assert_same(disturbed, peace)
 
 
-def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_checkpoint(tmp_path: Path) -> None:
     model, config = torch.nn.Linear(100, 100), SftConfig(checkpoint_every=1)
     checkpoint = Checkpoint(tmp_path / "a", config, [], {"model": model})
     checkpoint.save(1)
     before = model.weight.detach().clone()
-    # Where it writes aside, there is no room at all.
-    (tmp_path / "checkpoint/.a.pt").symlink_to("/dev/full")
     torch.nn.init.zeros_(model.weight)
-    with pytest.raises(OSError, match=r"checkpoint/a\.pt: not written"):
-        checkpoint.save(2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint/a/2: not written"):
+            checkpoint.save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.restore() == 1
     assert torch.equal(model.weight, before)
+
+
+def test_only_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "a", SftConfig(checkpoint_every=1), [], {})
+    for done in (8, 9, 10):
+        checkpoint.save(done)
+    assert [p.name for p in checkpoint.saved()] == ["10"]
+    # Killed between the new one's appearance and the old ones' end.
+    (tmp_path / "checkpoint/a/9").mkdir()
+    assert checkpoint.restore() == 10
+    checkpoint.save(11)
+    assert [p.name for p in checkpoint.saved()] == ["11"]
 
 
 def test_random_numbers_go_on(tmp_path: Path) -> None:
@@ -201,7 +216,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path: Path) -> No
     config = SftConfig(checkpoint_every=1)
     Checkpoint(tmp_path / "a", config, [1], {}).save(1)
     for other, data in ((config, [2]), (SftConfig(checkpoint_every=1, batch=8), [1])):
-        with pytest.raises(InvalidInput, match=r"checkpoint/a\.pt: expected .*start over"):
+        with pytest.raises(InvalidInput, match=r"checkpoint/a/1: expected .*start over"):
             Checkpoint(tmp_path / "a", other, data, {}).restore()
 
 
@@ -209,9 +224,12 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     config = SftConfig(checkpoint_every=1)
     checkpoint = Checkpoint(tmp_path / "a", config, [], {})
     checkpoint.save(1)
-    checkpoint.file.write_bytes(checkpoint.file.read_bytes()[:100])
-    with pytest.raises(CorruptArtifact, match="delete it to start over"):
-        checkpoint.restore()
+    for file in (tmp_path / "checkpoint/a/1").iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CorruptArtifact, match="delete it to start over"):
+            checkpoint.restore()
+        file.write_bytes(whole)
 
 
 def test_an_order_goes_on() -> None:

@@ -27,12 +27,11 @@ from training.evaluation.comparison import (
 from training.gate import decide
 from training.metrics import Metrics, mean_of, read_metrics
 from training.model import load_policy, load_tokenizer
+from training.networks import Networks, load_networks
 from training.optimizer import adam, average_weights, warmup_share
 from training.ppo import (
     Experience,
-    Networks,
     evaluate_rollout,
-    load_networks,
     train_ppo,
     update,
     usable_prompts,

@@ -38,7 +38,8 @@ from training.evaluation.reward_models import (
 )
 from training.metrics import Metrics, read_metrics
 from training.model import RewardModel, load_policy, load_tokenizer
-from training.ppo import load_networks, train_ppo
+from training.networks import load_networks
+from training.ppo import train_ppo
 from training.reward_model import train_reward_model
 from training.rollout import Sampled
 from training.sft import train_sft
