@@ -26,7 +26,7 @@ from benchmarks.result import Figure, figure
 from benchmarks.servers import agree, started, wait_until_ready
 from feedback.vault import open_events
 from serving.access import KeyStore
-from serving.engine import engine_arguments, environment
+from serving.engine_arguments import engine_arguments, environment
 from serving.settings import Settings
 from tests import tiny_models
 from tests.conftest import free_port

@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.adapters import AdapterOptions
-from serving.engine import EngineOptions
+from serving.engine_arguments import EngineOptions
 from serving.limits import LimitOptions
 from serving.openai import Limits
 from serving.swap import SwapOptions
