@@ -14,6 +14,8 @@ InstructloopError          what any of our code raises on purpose; its message s
 └── GateRefused            the gate refused a policy; `reasons` says why
 """
 
+from collections.abc import Mapping
+
 
 class InstructloopError(Exception):
     """Base of every error that this system raises on purpose."""
@@ -47,10 +49,14 @@ class Unauthenticated(AccessDenied):
 
 
 class LimitReached(InstructloopError):
-    """More than a key may ask for in a minute; `kind` is requests or tokens."""
+    """More than a key may ask for in a minute; `kind` is requests or tokens, and `headers` say
+    what is left.
+    """
 
-    def __init__(self, kind: str, limit: int, retry_after_s: float) -> None:
-        self.kind, self.retry_after_s = kind, retry_after_s
+    def __init__(
+        self, kind: str, limit: int, retry_after_s: float, headers: Mapping[str, str]
+    ) -> None:
+        self.kind, self.retry_after_s, self.headers = kind, retry_after_s, headers
         super().__init__(
             f"Rate limit reached: this key may use {limit} {kind} per minute. "
             f"Try again in {retry_after_s:.0f} s."

@@ -309,7 +309,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(LimitReached)
     async def limited(_: Request, error: LimitReached) -> JSONResponse:
-        headers = {"Retry-After": f"{error.retry_after_s:.0f}"}
+        headers = {**error.headers, "Retry-After": f"{error.retry_after_s:.0f}"}
         return _refusal(429, str(error), None, "rate_limit_exceeded", headers, error.kind)
 
     @app.exception_handler(InvalidInput)

@@ -1,6 +1,7 @@
 """The command line: a command imports its package only when it runs."""
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Annotated, cast
@@ -40,11 +41,14 @@ def serve(
 ) -> None:
     """Serve the current release, the feedback API and the Playground."""
     from contracts.release import ReleaseRegistry
+    from instructloop.environment import check_environment
     from instructloop.serve import Place, bring_model, key_for_newcomer
     from instructloop.serve import serve as run
     from instructloop.version import code_version
     from serving.settings import Settings
 
+    check_environment(os.environ)
+    settings = Settings()
     place = Place(log=log, registry=registry, keys=keys)
     releases = ReleaseRegistry(registry)
     if model is not None:
@@ -56,7 +60,7 @@ def serve(
         )
     if not keys.exists():
         typer.echo(f"Playground: http://{host}:{port}/#key={key_for_newcomer(place)}")
-    run(place, Settings(), host, port)
+    run(place, settings, host, port)
 
 
 @keys.command("create")
@@ -114,7 +118,9 @@ def doctor(log: Log = LOG) -> None:
     from feedback.log.address import KafkaSettings
     from feedback.log.doctor import examine
     from feedback.log.spool import SpoolSettings
+    from instructloop.environment import check_environment
 
+    check_environment(os.environ)
     well = True
     for finding in examine(log, KafkaSettings(), SpoolSettings()):
         typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.what}: {finding.detail}")
@@ -137,7 +143,8 @@ def import_(
     for bad in report.malformed:
         typer.echo(str(bad), err=True)
     typer.echo(
-        f"{report.rows} rows imported as {report.events} events, {len(report.malformed)} malformed"
+        f"{report.rows} rows read as {report.events} events, of which none is in the log twice; "
+        f"{len(report.malformed)} malformed"
     )
 
 
@@ -154,7 +161,9 @@ def list_releases(registry: Registry = REGISTRY) -> None:
 
 @release.command("status")
 def show_status(registry: Registry = REGISTRY) -> None:
-    """Print what should be served and what each replica serves; exit 1 while they differ."""
+    """Print what should be served and what each replica serves; exit 1 while they differ, or while
+    no replica serves anything.
+    """
     import datetime as dt
 
     from contracts.release import ReleaseRegistry
@@ -162,15 +171,16 @@ def show_status(registry: Registry = REGISTRY) -> None:
     releases, now = ReleaseRegistry(registry), dt.datetime.now(dt.UTC)
     target, pinned = releases.target_id(), releases.pinned_id()
     typer.echo(f"target {target or 'none'}{' (pinned)' if pinned else ''}")
-    behind = False
+    behind, serving = False, 0
     for replica in releases.rollout.replicas(now):
         lost = replica.is_lost(now)
         behind |= not lost and replica.serving != target
+        serving += not lost and replica.serving is not None
         state = f"lost since {replica.at:%H:%M:%S}" if lost else replica.state
         line = [replica.name, replica.serving or "none", state, f"{replica.running} running"]
         line += ["draining"] * replica.draining
         typer.echo("  ".join([*line, *filter(None, [replica.reason])]))
-    if behind:
+    if behind or not serving:
         raise typer.Exit(1)
 
 

@@ -205,8 +205,8 @@ def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version
     """Publish a Hugging Face causal language model from a local folder as the first release.
 
     Its weights are released as float32 safetensors, the form in which the loop trains them on. The
-    same folder again is the release that it was; another one is refused once something is
-    released.
+    same folder again is the release that it was; another one, or another name, is refused once
+    something is released.
     """
     from training.model import canary_of, load_policy, load_tokenizer, save_policy
 
@@ -215,6 +215,8 @@ def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version
         artifact = registry.artifacts.put("policy", Path(aside) / "model")
     current = registry.current()
     if current is not None:
+        if name != current.model:
+            raise InvalidInput("--name", f"{current.model}, as {current.id} is called", name)
         if any(registry.get(i).artifact == artifact for i in registry.history()):
             return current
         raise InvalidInput(

@@ -52,7 +52,8 @@ def _install_access(app: FastAPI) -> None:
     @app.exception_handler(LimitReached)
     def limited(request: Request, error: LimitReached) -> JSONResponse:
         body = error_body(429, str(error), None, "rate_limit_exceeded", error.kind)
-        return _response(429, body, {"retry-after": f"{error.retry_after_s:.0f}"})
+        wait = {"retry-after": f"{error.retry_after_s:.0f}"}
+        return _response(429, body, {**error.headers, **wait})
 
 
 def _install_request(app: FastAPI) -> None:

@@ -117,13 +117,14 @@ class Limiter:
             self._let_through(e)
             return {}
         reset_s = max(0.0, left.reset_time - self._clock())
-        if not taken:
-            raise LimitReached(kind, limit, max(1, math.ceil(reset_s)))
-        return {
+        said = {
             f"x-ratelimit-limit-{kind}": str(limit),
             f"x-ratelimit-remaining-{kind}": str(max(0, left.remaining)),
             f"x-ratelimit-reset-{kind}": duration(reset_s),
         }
+        if not taken:
+            raise LimitReached(kind, limit, max(1, math.ceil(reset_s)), said)
+        return said
 
     def _let_through(self, error: Exception) -> None:
         self.unlimited += 1

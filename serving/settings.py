@@ -3,8 +3,9 @@
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from contracts.environment import FromEnvironment
 from serving.adapters import AdapterOptions
 from serving.engine_arguments import EngineOptions
 from serving.limits import LimitOptions
@@ -12,7 +13,7 @@ from serving.openai import Limits
 from serving.swap import SwapOptions
 
 
-class Settings(BaseSettings):
+class Settings(FromEnvironment):
     """Everything that an operator may tune in serving. Unknown names in code are refused.
 
     The descriptions are the lines of docs/configuration.md.

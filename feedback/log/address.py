@@ -7,8 +7,9 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from contracts.environment import FromEnvironment
 from contracts.errors import InvalidInput
 
 KAFKA = "kafka://"
@@ -23,7 +24,7 @@ _HAS_USER = re.compile(r"//[^/]*@")
 Security = Literal["plaintext", "ssl", "sasl_ssl"]
 
 
-class KafkaSettings(BaseSettings):
+class KafkaSettings(FromEnvironment):
     """What must not stand in a URL: INSTRUCTLOOP_KAFKA_<NAME> sets the field of that name."""
 
     model_config = SettingsConfigDict(

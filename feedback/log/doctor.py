@@ -24,16 +24,20 @@ class Finding:
 
 
 def examine(url: str, kafka: KafkaSettings, spool: SpoolSettings) -> Iterator[Finding]:
-    """Everything about the log at `url`; stops at what the rest depends on. Changes nothing, but
-    for a SQLite file that is not there yet. Raises InvalidInput.
+    """Everything about the log at `url`; stops at what the rest depends on. Changes nothing. Raises
+    InvalidInput.
     """
     if url.startswith(KAFKA):
         yield from _cluster(parse(url), kafka)
         yield from _spool(spool)
-    else:
-        with closing(open_log(url)) as log:
-            yield from _file(Path(url.removeprefix(SQLITE)))
-            yield from _letters(log)
+        return
+    file = Path(url.removeprefix(SQLITE))
+    if not file.is_file():
+        yield Finding("file", False, f"{file}: there is none; a server makes it when it starts")
+        return
+    with closing(open_log(url)) as log:
+        yield from _file(file)
+        yield from _letters(log)
 
 
 def _file(path: Path) -> Iterator[Finding]:

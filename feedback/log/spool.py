@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from contracts.environment import FromEnvironment
 from contracts.errors import InvalidInput, LogUnavailable
 from contracts.events import topic_of
 from contracts.v1 import events_pb2 as pb
 from feedback.log.wire import encode
 
 
-class SpoolSettings(BaseSettings):
+class SpoolSettings(FromEnvironment):
     """INSTRUCTLOOP_SPOOL_<NAME> sets the field of that name. For a log on other machines only."""
 
     model_config = SettingsConfigDict(env_prefix="INSTRUCTLOOP_SPOOL_", frozen=True, extra="forbid")

@@ -32,6 +32,7 @@ from contracts.log import follow
 from demo.broker import Cluster, Tls
 from feedback.log.address import KafkaSettings, parse
 from feedback.log.doctor import Finding, examine
+from feedback.log.embedded import EmbeddedLog
 from feedback.log.kafka import KafkaLog
 from feedback.log.spool import Spool, SpoolSettings
 from instructloop.cli import app
@@ -256,6 +257,10 @@ def _bytes() -> bytes:
 
 
 def test_a_file_is_examined_too(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    (missing,) = examine(url, KafkaSettings(), SpoolSettings())
+    assert not missing.ok and not (tmp_path / "log.db").exists()
+    EmbeddedLog(tmp_path / "log.db").close()
     found = list(examine(f"sqlite:///{tmp_path}/log.db", KafkaSettings(), SpoolSettings()))
     assert found == [
         Finding("file", True, f"{tmp_path}/log.db: ok"),

@@ -67,6 +67,11 @@ def test_status_tells_whether_every_replica_serves_the_target(registry: ReleaseR
     assert said.exit_code == 1 and "canary: expected" in said.output
 
 
+def test_status_fails_while_nobody_serves(tmp_path: Path) -> None:
+    said = release(ReleaseRegistry(tmp_path / "empty"), "status")
+    assert (said.exit_code, said.output) == (1, "target none\n")
+
+
 def test_pin_swap_rollback_and_unpin_change_the_target(registry: ReleaseRegistry) -> None:
     assert release(registry, "swap", "r1").output == "r1\n"
     assert release(registry, "pin", "r2").output == "r2\n"

@@ -140,6 +140,8 @@ def test_a_round_trains_on_a_model_that_was_brought(
     other = tiny_models.save(tmp_path / "other", 1, tied=False)
     with pytest.raises(InvalidInput, match="--model: expected an empty registry"):
         bring_model(registry, other, "tiny", "test")
+    with pytest.raises(InvalidInput, match=r"--name: expected tiny, as .*, got 'other'"):
+        bring_model(registry, folder, "other", "test")
 
     # Its SFT checkpoint is chosen, and its reward model is one of several.
     changes = {

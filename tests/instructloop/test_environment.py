@@ -1,0 +1,27 @@
+import pytest
+
+from contracts.errors import InvalidInput
+from feedback.log.address import KafkaSettings
+from instructloop.environment import check_environment
+from serving.settings import Settings
+
+
+def test_variables_that_something_reads_are_taken() -> None:
+    names = ("MAX_N", "KAFKA_TIMEOUT_S", "SPOOL_PATH", "MASTER_KEY", "LOG")
+    check_environment({f"INSTRUCTLOOP_{name}": "1" for name in names} | {"HOME": "/"})
+
+
+def test_unknown_variable_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_environment({"INSTRUCTLOOP_MAXN": "secret"})
+    expected = "a variable that exists, such as INSTRUCTLOOP_MAX_N"
+    assert str(caught.value) == f"INSTRUCTLOOP_MAXN: expected {expected}, got 'an unknown one'"
+
+
+def test_wrong_value_is_refused_by_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTRUCTLOOP_MAX_N", "abc")
+    monkeypatch.setenv("INSTRUCTLOOP_KAFKA_TIMEOUT_S", "0")
+    with pytest.raises(InvalidInput, match=r"^INSTRUCTLOOP_MAX_N: expected a valid integer.*'abc'"):
+        Settings()
+    with pytest.raises(InvalidInput, match=r"^INSTRUCTLOOP_KAFKA_TIMEOUT_S: expected greater than"):
+        KafkaSettings()
