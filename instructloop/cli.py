@@ -264,11 +264,15 @@ def loop(
     config: Annotated[Path, typer.Option(help="The round's TOML file.")],
     data: Data = None,
 ) -> None:
-    """Run one round: dataset, reward model, policy, evaluation, gate, release."""
+    """Run one round: dataset, reward model, policy, evaluation, gate, release.
+
+    Started by torchrun, its training is on all ranks.
+    """
     from instructloop.config import load_config
+    from instructloop.crew import lead
     from instructloop.round import run_round
 
-    run_round(load_config(config, data), typer.echo)
+    lead(lambda together: run_round(load_config(config, data), typer.echo, together))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from contracts.release import ReleaseRegistry
 from feedback.importers import import_file
 from feedback.vault import open_events
 from instructloop.config import RoundConfig
+from instructloop.crew import Together, alone
 from instructloop.loop import dataset_manifest, one_round, parent_of, ppo_figures
 from instructloop.report import write_report
 from instructloop.stages import Say, Stages
@@ -22,7 +23,7 @@ from training.model import hide_progress_bars
 STAGES = "stages"
 
 
-def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
+def run_round(config: RoundConfig, say: Say, together: Together = alone) -> dict[str, Any]:
     """Import, train, judge and release as `config` says; returns the report that it wrote to the
     run's folder.
 
@@ -49,6 +50,7 @@ def run_round(config: RoundConfig, say: Say) -> dict[str, Any]:
         stages,
         read_documents(config.text),
         version,
+        together,
     )
     before = parent_of(loop)
     try:

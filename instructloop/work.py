@@ -11,8 +11,10 @@ from contracts.errors import InvalidInput
 from contracts.log import EventSink, EventSource
 from contracts.release import ReleaseRegistry
 from instructloop.config import RoundConfig
+from instructloop.crew import Together, alone
 from instructloop.stages import Stages
 from instructloop.text import hold_out
+from training.config import PpoConfig, RewardModelConfig, SftConfig
 from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
 from training.evaluation.comparison import (
     Comparison,
@@ -43,7 +45,9 @@ MEMBER = "member-{}"
 
 @dataclass(frozen=True)
 class Loop:
-    """What a round works with. `documents` are for the base model and the pretraining mix."""
+    """What a round works with. `documents` are for the base model and the pretraining mix; where
+    several ranks train, they do so `together`.
+    """
 
     config: RoundConfig
     source: EventSource
@@ -52,6 +56,7 @@ class Loop:
     stages: Stages
     documents: Sequence[str]
     code_version: str
+    together: Together = alone
 
 
 def rows_of(loop: Loop, digest: str, name: Any, split: Any = "train") -> list[Any]:
@@ -73,20 +78,24 @@ def train_base(loop: Loop, digest: str, folder: Path) -> dict[str, Any]:
 
 
 def fine_tune(loop: Loop, digest: str, parent: Path, folder: Path) -> dict[str, Any]:
-    metrics = Metrics(folder)
     rows: list[SftRow] = rows_of(loop, digest, "sft")
+    held_out: list[SftRow] = rows_of(loop, digest, "sft", "validation")
     texts, _ = hold_out(loop.documents)
-    train_sft(
-        loop.config.sft,
-        parent,
-        rows,
-        rows_of(loop, digest, "sft", "validation"),
-        folder / "model",
-        metrics,
-        texts,
-    )
-    metrics.close()
-    return {"demonstrations": len(rows), "validation_loss": metrics.rows[-1]["validation_loss"]}
+    figures = loop.together(_sft, folder, loop.config.sft, parent, rows, held_out, texts)
+    return {"demonstrations": len(rows), "validation_loss": figures[-1]["validation_loss"]}
+
+
+def _sft(
+    folder: Path,
+    config: SftConfig,
+    parent: Path,
+    rows: Sequence[SftRow],
+    held_out: Sequence[SftRow],
+    texts: Sequence[str],
+) -> list[dict[str, float]]:
+    with closing(Metrics(folder)) as metrics:
+        train_sft(config, parent, rows, held_out, folder / "model", metrics, texts)
+    return metrics.rows
 
 
 def train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) -> dict[str, Any]:
@@ -97,8 +106,7 @@ def train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) 
 
     def train(name: str, rows: list[RankedRow], seed: int) -> Path:
         own = config.model_copy(update={"seed": seed})
-        with closing(Metrics(folder / f"{name}-metrics")) as metrics:
-            train_reward_model(own, start, rows, demonstrations, folder / name, metrics)
+        loop.together(_reward_model, folder / name, own, start, rows, demonstrations)
         return folder / name
 
     names = ["model", *map(MEMBER.format, range(1, config.ensemble))]
@@ -113,12 +121,23 @@ def train_reward_models(loop: Loop, digest: str, reference: Path, folder: Path) 
     return figures
 
 
+def _reward_model(
+    folder: Path,
+    config: RewardModelConfig,
+    start: Path,
+    rows: Sequence[RankedRow],
+    demonstrations: Sequence[SftRow],
+) -> None:
+    with closing(Metrics(folder.with_name(f"{folder.name}-metrics"))) as metrics:
+        train_reward_model(config, start, rows, demonstrations, folder, metrics)
+
+
 def choose_checkpoint(loop: Loop, digest: str, sft: Path, reward: Path) -> dict[str, Any]:
     """The epoch of SFT whose answers to validation prompts the reward model likes best."""
     config = loop.config
     names = [f"epoch-{n}" for n in range(1, config.sft.epochs + 1)]
     rows: list[PromptRow] = rows_of(loop, digest, "ppo", "validation")
-    sampler = _sampler(loop, sft / names[0])
+    sampler = _sampler(config.ppo, sft / names[0])
     try:
         folders = [sft / name for name in names]
         means = mean_rewards(config.evaluation, sampler, folders, reward, rows, config.ppo)
@@ -143,25 +162,30 @@ def _split_raters(
     return [r for r in rows if judges(r.rater_id)], [r for r in rows if not judges(r.rater_id)]
 
 
-def _sampler(loop: Loop, model: Path) -> Sampler:
-    return Sampler(model, loop.config.ppo.max_prompt_tokens + loop.config.ppo.max_response_tokens)
+def _sampler(config: PpoConfig, model: Path) -> Sampler:
+    return Sampler(model, config.max_prompt_tokens + config.max_response_tokens)
 
 
 def train_policy(
     loop: Loop, digest: str, reference: Path, reward: Path, folder: Path
 ) -> dict[str, Any]:
-    metrics = Metrics(folder)
     texts, _ = hold_out(loop.documents)
     prompts: list[PromptRow] = rows_of(loop, digest, "ppo")
-    sampler = _sampler(loop, reference)
-    try:
-        train_ppo(
-            loop.config.ppo, reference, reward, prompts, texts, sampler, folder / "model", metrics
-        )
-    finally:
-        sampler.close()
-        metrics.close()
-    return {"prompts": len(prompts), "iterations": len(metrics.rows), "kl": metrics.rows[-1]["kl"]}
+    figures = loop.together(_ppo, folder, loop.config.ppo, reference, reward, prompts, texts)
+    return {"prompts": len(prompts), "iterations": len(figures), "kl": figures[-1]["kl"]}
+
+
+def _ppo(
+    folder: Path,
+    config: PpoConfig,
+    reference: Path,
+    reward: Path,
+    prompts: Sequence[PromptRow],
+    texts: Sequence[str],
+) -> list[dict[str, float]]:
+    with closing(Metrics(folder)) as metrics, closing(_sampler(config, reference)) as sampler:
+        train_ppo(config, reference, reward, prompts, texts, sampler, folder / "model", metrics)
+    return metrics.rows
 
 
 def evaluate(
@@ -173,7 +197,7 @@ def evaluate(
         raise InvalidInput(
             "dataset", "prompts of held-out people to evaluate on", "none in the test split"
         )
-    sampler = _sampler(loop, after)
+    sampler = _sampler(config.ppo, after)
     try:
         answers = compare(config.evaluation, sampler, before, after, rows, config.ppo)
     finally:

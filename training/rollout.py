@@ -4,7 +4,6 @@ The only file of this package that imports vllm. Shapes: B episodes, R response 
 right-padded.
 """
 
-import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,10 +80,14 @@ class Sampler:
             )
 
     def close(self) -> None:
-        """Free the engine's memory; the sampler cannot be used again."""
+        """Free the engine's memory, and end the process group that it made or found; the sampler
+        cannot be used again.
+        """
+        from vllm.distributed import cleanup_dist_env_and_memory
+
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        gc.collect()
+        cleanup_dist_env_and_memory()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replace the engine's weights by a Hugging Face state dict, at once and exactly."""

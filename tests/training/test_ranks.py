@@ -42,8 +42,9 @@ from training.reward_model import train_reward_model
 from training.rollout import Sampled
 from training.sft import train_sft
 
-# What float32 sums in another order may change: a figure's share, a weight (they move by 1e-2).
-CURVE, WEIGHTS = 1e-4, 1e-4
+# What float32 sums in another order may change: a figure's share, a weight (they move by 1e-2); and
+# a figure where bf16 multiplies.
+CURVE, WEIGHTS, CURVE_BF16 = 1e-4, 1e-4, 1e-2
 # Dropout is drawn by each rank for itself.
 SFT = test_checkpoint.SFT.model_copy(update={"dropout": 0.0})
 FEW = {"episodes": 48, "batch": 16, "minibatch": 8, "checkpoint_every": 1}
@@ -158,6 +159,19 @@ def test_curve_and_weights_of_two_ranks_are_those_of_one(
     assert on_ranks(1, tmp_path, partial(run, stage, world, one)) == [0]
     assert on_ranks(2, tmp_path, partial(run, stage, world, two)) == [0, 0]
     assert_close(two, one)
+
+
+def test_in_bf16_the_curve_is_the_same_and_weights_stay_in_float32(
+    world: World, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one/model", tmp_path / "two/model"
+    stage = partial(sft, config=SFT.model_copy(update={"precision": "bf16"}))
+    assert on_ranks(1, tmp_path, partial(run, stage, world, one)) == [0]
+    assert on_ranks(2, tmp_path, partial(run, stage, world, two)) == [0, 0]
+    mine, theirs = (read_metrics(f.with_name("metrics")) for f in (two, one))
+    for a, b in zip(mine, theirs, strict=True):
+        assert a == pytest.approx(b, rel=CURVE_BF16)
+    assert {str(x.dtype) for x in weights_of(two).values()} == {"torch.float32"}
 
 
 def test_a_model_whose_layers_compute_themselves(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""A program that runs on rank 0, and the jobs in it that all ranks do together."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+# How long a rank waits for the next job: as long as anything that rank 0 does alone may take.
+PATIENCE = timedelta(days=7)
+# What torchrun tells its processes, by how the names of variables begin. An engine in one of them
+# would take it to heart.
+TOLD = (
+    *("TORCHELASTIC_", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"),
+    *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_"),
+)
+
+
+class Together(Protocol):
+    """Does a job, which is a function of a module with arguments that can be pickled; gives what it
+    gave on rank 0.
+    """
+
+    def __call__(self, job: Callable[..., Any], *args: Any) -> Any: ...
+
+
+def alone(job: Callable[..., Any], *args: Any) -> Any:
+    """Where there is one rank."""
+    return job(*args)
+
+
+def lead(program: Callable[[Together], object]) -> None:
+    """Run `program` with what does its jobs. Started by torchrun, rank 0 runs it, and the others do
+    its jobs until it ends.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        program(alone)
+        return
+    crew = Crew()
+    if crew.rank == 0:
+        program(crew.together)
+        crew.dismiss()
+    else:
+        crew.follow()
+
+
+class Crew:
+    """The ranks that torchrun started.
+
+    They are a process group for the time of a job only: in a group, an engine that rank 0 starts
+    for itself would wait for engines of the others.
+    """
+
+    def __init__(self) -> None:
+        again = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store, self.rank, self._size = next(rendezvous("env://", timeout=PATIENCE))
+        self._store = PrefixStore(f"crew-{again}", store)
+        self._numbers = count()
+        for name in [n for n in os.environ if n.startswith(TOLD)]:
+            del os.environ[name]
+
+    def together(self, job: Callable[..., Any], *args: Any) -> Any:
+        number = next(self._numbers)
+        self._store.set(str(number), "job")
+        return self._do(number, (job, args))
+
+    def follow(self) -> None:
+        """Do jobs until there is none any more."""
+        for number in self._numbers:
+            if self._store.get(str(number)) != b"job":
+                return
+            self._do(number, None)
+
+    def dismiss(self) -> None:
+        self._store.set(str(next(self._numbers)), "end")
+
+    def _do(self, number: int, job: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> Any:
+        store = PrefixStore(f"job-{number}", self._store)
+        dist.init_process_group(
+            "gloo", store=store, rank=self.rank, world_size=self._size, timeout=PATIENCE
+        )
+        try:
+            told = [job]
+            dist.broadcast_object_list(told)
+            assert told[0] is not None
+            function, args = told[0]
+            return function(*args)
+        finally:
+            if dist.is_initialized():  # an engine that ended took the group along
+                dist.destroy_process_group()
