@@ -324,6 +324,9 @@ def _start_async_llm(arguments: list[str]) -> tuple[_Vllm, Any, Any]:
 
 def _refusal(kind: Kind, error: Any) -> EngineRefused:
     """vLLM's error in the names of a request; it may say the value again after the message."""
+    if "--tool-call-parser" in error.message:
+        needs = "tools: expected tool_choice none, for this server has no tool_call_parser"
+        return EngineRefused(needs, error.code, "tool_choice")
     message = re.sub(r" \(parameter=.*\)$", "", error.message, flags=re.DOTALL)
     prompt = "prompt" if kind == "completions" else "messages"
     return EngineRefused(

@@ -41,8 +41,8 @@ REFUSED = {
     "prompt_cache_key": "prefixes are cached by their tokens, for every request",
     "prompt_cache_options": "prefixes are cached by their tokens, for every request",
     "prompt_cache_retention": "prefixes are cached until memory is needed or the release changes",
-    "functions": "use tools",
-    "function_call": "use tool_choice",
+    "functions": "tools replace them",
+    "function_call": "tool_choice replaces it",
     "reasoning_effort": "this model does not reason in secret",
 }
 
@@ -272,25 +272,32 @@ def _refusal(name: str) -> tuple[str, str]:
 def _first(error: ValidationError, said: Body) -> InvalidInput:
     """The fault that says most, by the path that leads to it; never with the text that is there."""
     # A value that fits no alternative has a fault for each: the deepest one tells which was meant.
-    faults = [(_path(fault["loc"], said), fault) for fault in error.errors(include_url=False)]
+    faults = [
+        (_path(fault["loc"], said, missing=fault["type"] == "missing"), fault)
+        for fault in error.errors(include_url=False)
+    ]
     path, fault = max(faults, key=lambda f: (len(f[0]), not f[1]["type"].endswith("_type")))
     value = fault["input"]
     if fault["type"] == "missing":
         return InvalidInput(".".join(path), "a value", "nothing")
     if fault["type"] == "extra_forbidden":
         return InvalidInput(".".join(path), *_refusal(""))
-    expected = fault["msg"].removeprefix("Input should be ")
+    expected = fault["msg"].removeprefix("Input should be ").partition(" after validation")[0]
     got = value if isinstance(value, bool | int | float) else type(value).__name__
     return InvalidInput(".".join(path) or "body", expected[:1].lower() + expected[1:], got)
 
 
-def _path(loc: Sequence[int | str], value: Any) -> list[str]:
-    """`loc` without the names of alternatives that pydantic puts into it."""
+def _path(loc: Sequence[int | str], value: Any, *, missing: bool) -> list[str]:
+    """`loc` without the names of alternatives that pydantic puts into it; a field that is not there
+    is the last one.
+    """
     path: list[str] = []
-    for part in loc:
-        if isinstance(value, dict) and isinstance(part, str):
-            path.append(part[:64])
-            value = value.get(part)
+    for i, part in enumerate(loc, 1):
+        if isinstance(value, dict) and part in value:
+            path.append(str(part)[:64])
+            value = value[part]
+        elif isinstance(value, dict) and i == len(loc) and missing:
+            path.append(str(part))
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             path.append(str(part))
             value = value[part]
@@ -303,7 +310,8 @@ def _check_together(kind: Kind, said: Body, max_n: int) -> None:
     if n > max_n:
         raise InvalidInput("n", f"at most {max_n}, by this server's settings", n)
     if "stream_options" in said and not said.get("stream"):
-        raise InvalidInput("stream_options", "stream to be true with it", said.get("stream"))
+        without = said.get("stream", "nothing")
+        raise InvalidInput("stream_options", "stream to be true with it", without)
     constraints = [v for v in said.get("structured_outputs", {"": 1}).values() if v is not None]
     if len(constraints) != 1:
         raise InvalidInput("structured_outputs", "exactly one constraint", len(constraints))
@@ -326,7 +334,8 @@ def _check_completion(said: Body, n: int, max_n: int) -> None:
 
 def _check_chat(said: Body) -> None:
     if "top_logprobs" in said and not said.get("logprobs"):
-        raise InvalidInput("top_logprobs", "logprobs to be true with it", said.get("logprobs"))
+        without = said.get("logprobs", "nothing")
+        raise InvalidInput("top_logprobs", "logprobs to be true with it", without)
     if said.get("tool_choice", "none") != "none" and "tools" not in said:
         raise InvalidInput("tool_choice", "tools with it", "none")
     for i, message in enumerate(said["messages"]):

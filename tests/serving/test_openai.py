@@ -282,6 +282,7 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         (ASK | {"best_of": 3, "stream": True}, 400, "best_of", None),
         (ASK | {"best_of": 3, "echo": True}, 400, "best_of", None),
         (ASK | {"prompt": ["x"] * 65}, 400, "prompt", None),
+        (ASK | {"prompt": {"a": 1}}, 400, "prompt", None),
         (ASK | {"stop": ["x"] * 5}, 400, "stop", None),
         (ASK | {"stop_token_ids": [1] * 65}, 400, "stop_token_ids", None),
         (ASK | {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "body", None),
