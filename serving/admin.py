@@ -103,9 +103,8 @@ class Bridge:
         await run_in_threadpool(self.registry.share, release_id, share)
         await asyncio.shield(asyncio.ensure_future(self.swapper.look(again=True)))
         if share and release_id not in self.swapper.loaded:
-            reason = next(
-                c.reason for c in reversed(self.swapper.changes) if c.release == release_id
-            )
+            tried = [c.reason for c in self.swapper.changes if c.release == release_id]
+            reason = tried[-1] if tried else "nothing is served yet"
             raise HTTPException(409, f"{release_id} has a share and is not loaded: {reason}")
         return await self.status()
 

@@ -115,7 +115,8 @@ class VllmEngine:
     """An Engine on vLLM's AsyncLLM, behind vLLM's own request handlers but none of its routes.
 
     With slots for adapters every request has one: who asks for none gets one that changes nothing.
-    On a CPU, vLLM up to 0.32 answers a request without adapter by the last adapter of its batch.
+    On a CPU, vLLM up to 0.32 answers a request without adapter, in a batch with others that have
+    one, by the adapter in its last slot.
     """
 
     def __init__(self, options: EngineOptions) -> None:

@@ -83,7 +83,7 @@ class _Followed(Collector):
         changes = list(self._swapper.changes)
         swaps = CounterMetricFamily(
             "instructloop_swaps",
-            "Releases that were tried: swapped in, refused, rolled back",
+            "Releases that were tried: swapped in, loaded beside, refused, rolled back",
             labels=["release", "outcome"],
         )
         for (release, outcome), count in Tally((c.release, c.outcome) for c in changes).items():

@@ -12,7 +12,7 @@ import pytest
 from feedback.dataset.build import build_dataset
 from feedback.dataset.settings import RuleSettings
 from serving.settings import Settings
-from tests.serving.house import House, house, publish_adapter
+from tests.serving.house import House, house, publish, publish_adapter
 
 ASK = {"model": "tiny", "prompt": "say", "max_tokens": 2}
 BOTH = [{"release": "r2", "n": 2}, {"release": "r1"}]
@@ -23,6 +23,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """r3 is served; r2 and the base of both, r1, are loaded beside it."""
     root = tmp_path_factory.mktemp("candidates")
     with house(root, Settings(release_poll_s=0.02, max_adapters=2)) as running:
+        running.registry.pin("r1")
+        publish(running.registry, root, "w1")  # whole weights, which are not loaded beside others
+        running.registry.swap_to("r1")
+        running.registry.unpin()
         for release_id in ("r2", "r3"):
             publish_adapter(running.registry, root, release_id)
             wait_until_served(running, release_id)
@@ -80,7 +84,10 @@ def test_a_person_is_answered_by_the_release_that_has_them(here: House) -> None:
             assert answer.status_code == status
         over = admin.post("/v1/admin/share", json={"release": "r1", "share": 0.7})
         assert (over.status_code, over.json()["error"]["param"]) == (400, "share")
-        none = admin.post("/v1/admin/share", json={"release": "r2", "share": 0})
+        unfit = admin.post("/v1/admin/share", json={"release": "w1", "share": 0.1})
+        assert unfit.status_code == 409 and "w1 has a share and is not loaded" in unfit.text
+        for release_id in ("w1", "r2"):
+            none = admin.post("/v1/admin/share", json={"release": release_id, "share": 0})
         assert none.json()["shares"] == {}
     assert {by(person) for person in people} == {"r3"}
 
