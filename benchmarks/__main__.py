@@ -7,6 +7,7 @@ from benchmarks.result import write
 from instructloop.version import code_version
 
 SUITES = (
+    "ablations",
     "dataset",
     "demo",
     "e2e",

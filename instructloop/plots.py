@@ -1,7 +1,10 @@
-"""The report's plots: rows of figures in, SVG text out, the same bytes for the same rows."""
+"""Plots of the report and of docs: rows of figures in, SVG text out, the same bytes for the same
+rows.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -45,6 +48,18 @@ HEALTH = (
     ("explained_variance", "Explained variance"),
     ("logprob_mismatch", "Engine/trainer log-prob gap"),
 )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One figure at each value of a setting: the least, the median and the greatest of several
+    runs.
+    """
+
+    title: str
+    setting: str
+    values: Sequence[str]
+    spreads: Sequence[tuple[float, float, float]]
 
 
 def iterations(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> str:
@@ -157,6 +172,24 @@ def use_cases(scores: Mapping[str, Row]) -> str:
         axes.set_xlabel("mean score")
         figure.legend(loc="outside upper right", ncols=2)
         return _svg(figure, "use-cases")
+
+
+def sweeps(rows: Sequence[Sequence[Sweep]]) -> str:
+    """A small panel for each sweep, a row of panels for each setting; values are evenly apart."""
+    with mpl.rc_context(_STYLE):
+        columns = max(map(len, rows))
+        figure = Figure(figsize=(2.9 * columns, 2.3 * len(rows)), layout="constrained")
+        for line, row in enumerate(rows):
+            for column, sweep in enumerate(row, 1):
+                axes = figure.add_subplot(len(rows), columns, line * columns + column)
+                low, middle, high = zip(*sweep.spreads, strict=True)
+                places = range(len(sweep.values))
+                axes.fill_between(places, low, high, color=AFTER, alpha=0.2, linewidth=0)
+                axes.plot(places, middle, color=AFTER, marker="o", markersize=3.5, linewidth=1.8)
+                axes.set_xticks(places, sweep.values, fontsize=8)
+                axes.set_title(sweep.title)
+                axes.set_xlabel(sweep.setting)
+        return _svg(figure, "-".join(sweep.title for row in rows for sweep in row))
 
 
 def _line(axes: Axes, rows: Sequence[Row], key: str, color: str, label: str) -> None:

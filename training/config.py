@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16"]
+RankingModel = Literal["bradley_terry", "plackett_luce"]
 # The largest error, as a share of the target, that the adaptive KL controller acts on.
 KL_ERROR = 0.2
 
@@ -70,6 +71,8 @@ class RewardModelConfig(StageConfig):
 
     # Folder of the model that it starts from; the SFT policy by default. Its tokenizer may differ.
     base: Path | None = None
+    # What makes a ranking likely: every pair by itself, the paper's, or one choice after the other.
+    ranking: RankingModel = "bradley_terry"
     # Reward models of other seeds beside it, it included: they show where its reward is a guess.
     ensemble: int = Field(default=1, ge=1)
     # Groups of labelers, each left out once, to see how well it does on new ones (C.2: 5); 0: none.
@@ -77,6 +80,19 @@ class RewardModelConfig(StageConfig):
     epochs: int = Field(default=1, ge=1)
     prompts_per_batch: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=9e-6, gt=0)
+    final_rate_share: float = 0.1
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+
+
+class DpoConfig(StageConfig):
+    """DPO on K-way rankings; beta, rate and batch are those of its paper (arXiv 2305.18290, B)."""
+
+    # Weight of the KL to the reference in what is maximised, in reward units per nat.
+    beta: float = Field(default=0.1, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    prompts_per_batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-6, gt=0)
     final_rate_share: float = 0.1
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024

@@ -1,15 +1,18 @@
 """What PPO steers by: the weight of the KL penalty and of a token that an engine drew, and how well
-the value network predicts.
+the value network predicts. And another loss of a ranking.
 
-Shapes: B sequences, R response tokens (right-padded). A mask is True at real tokens.
+Shapes: B sequences, R response tokens (right-padded); K ranked responses of one prompt. A mask is
+True at what is real.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.config import KL_ERROR, PpoConfig
+from training.kernels import strict_pairs
 
 
 class KlController:
@@ -51,3 +54,21 @@ def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -
     """
     returns, errors = returns_BR[mask_BR], (returns_BR - values_BR)[mask_BR]
     return float(1 - errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8))
+
+
+def plackett_luce_loss(scores_BK: Tensor, ranks_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """A ranking as choices, each of the best among what is left (Plackett, J. R. Stat. Soc. C
+    24:193, 1975; Luce, 1959): the mean of -log(exp(r_i) / sum over j of exp(r_j)) over the choices
+    of a prompt, then over prompts. Of two responses it is `ranking_loss`.
+
+    A response is chosen among itself and those ranked strictly below it, so that tied ones do not
+    compete (Breslow's approximation, Biometrics 30:89, 1974). Where nothing is below, nothing was
+    chosen; a prompt without a choice is left out.
+    """
+    below_BKK = strict_pairs(ranks_BK, mask_BK)
+    leads_BKK = scores_BK[:, None, :] - scores_BK[:, :, None]
+    leads_BKK = leads_BKK.masked_fill(~below_BKK, -torch.inf)
+    # The chosen response itself: exp(0).
+    losses_BK = torch.logsumexp(F.pad(leads_BKK, (1, 0)), -1)
+    choices_B = below_BKK.any(-1).sum(1)
+    return (losses_BK.sum(1) / choices_B.clamp(min=1)).sum() / (choices_B > 0).sum().clamp(min=1)

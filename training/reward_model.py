@@ -4,7 +4,7 @@ dropped.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from contracts.errors import InvalidInput
 from training import ranks
 from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
-from training.config import Precision, RewardModelConfig
+from training.config import DpoConfig, Precision, RankingModel, RewardModelConfig
 from training.data import (
     RankedRow,
     SftRow,
@@ -30,9 +30,15 @@ from training.data import (
 from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics, sum_of
 from training.model import RewardModel, load_tokenizer
+from training.objectives import plackett_luce_loss
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
 from training.packing import PASS_TOKENS, Packed, Tree
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+LOSSES: dict[RankingModel, Loss] = {
+    "bradley_terry": ranking_loss,
+    "plackett_luce": plackett_luce_loss,
+}
 # Of more demonstrations than this a sample sets the zero: its mean is off by 1/64 of their spread.
 ZERO_SAMPLE = 4096
 
@@ -96,7 +102,8 @@ def train_reward_model(
             optimizer,
             config.learning_rate * cosine_share(i, len(batches), config.final_rate_share),
         )
-        figures = accumulate_gradients(model, [ranked[r] for r in batch], config.precision)
+        part = [ranked[r] for r in batch]
+        figures = accumulate_gradients(model, part, config.precision, LOSSES[config.ranking])
         norm = step(model, optimizer, config.max_grad_norm)
         metrics.write(i, **sum_of(ranks.everyone(figures)), grad_norm=norm)
         progress.save(i + 1)
@@ -106,7 +113,7 @@ def train_reward_model(
 
 
 def accumulate_gradients(
-    model: RewardModel, ranked: Sequence[Ranked], precision: Precision
+    model: RewardModel, ranked: Sequence[Ranked], precision: Precision, of: Loss = ranking_loss
 ) -> dict[str, float]:
     """The gradient of the loss of one batch, a few rankings at a time; loss and pair accuracy, of
     which each rank has a share.
@@ -116,7 +123,7 @@ def accumulate_gradients(
     for part, counts in ranks.passes([r.tree for r in ranked], PASS_TOKENS):
         with autocast(precision):
             scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in part])
-            mean = ranking_loss(scores_BK, ranks_BK, mask_BK)
+            mean = of(scores_BK, ranks_BK, mask_BK)
             share = mean * (counts * len(part) / len(ranked))
         share.backward()
         better_BKK = strict_pairs(ranks_BK, mask_BK)
@@ -127,7 +134,9 @@ def accumulate_gradients(
 
 
 def encode_rankings(
-    config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[RankedRow]
+    config: RewardModelConfig | DpoConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[RankedRow],
 ) -> list[Ranked]:
     """Rankings as tokens, without those that hold no strict pair or something too long."""
     ranked = [

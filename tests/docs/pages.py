@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from serving.settings import Settings
-from tests.docs import figures, scaling
+from tests.docs import ablations, figures, scaling
 from tests.serving import parity, test_parity, test_vllm, test_vllm_parity
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,7 +38,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    for path, text in pages().items():
+    for path, text in {**pages(), **ablations.plots(DOCS)}.items():
         path.write_text(text, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from training.kernels import (
     value_losses,
     whiten,
 )
-from training.objectives import KlController, explained_variance
+from training.objectives import KlController, explained_variance, plackett_luce_loss
 
 
 def full(rows: list[list[float]]) -> Tensor:
@@ -72,6 +72,46 @@ def test_ranking_gradient_of_equal_scores() -> None:
     ranking_loss(scores_BK, torch.tensor([[0, 1, 2]]), full([[0.0] * 3])).backward()
     assert scores_BK.grad is not None
     assert scores_BK.grad[0].tolist() == pytest.approx([-1 / 3, 0.0, 1 / 3], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        # log(1 + 1/e + 1/e^2) = 0.4076059 to be first of three, log(1 + 1/e) = 0.3132617 of two.
+        ([0, 1, 2], (0.4076059 + 0.3132617) / 2),
+        # Nothing is below the tied ones: a single choice.
+        ([0, 1, 1], 0.4076059),
+        # Tied ones do not compete: each is chosen before the last, log(1 + 1/e^2) = 0.1269280.
+        ([0, 0, 1], (0.1269280 + 0.3132617) / 2),
+    ],
+)
+def test_a_ranking_as_choices_by_hand(ranks: list[int], expected: float) -> None:
+    scores_BK = torch.tensor([[2.0, 1.0, 0.0]])
+    loss = plackett_luce_loss(scores_BK, torch.tensor([ranks]), full([[0.0] * 3]))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradient_of_choices_among_equal_scores() -> None:
+    # First of three: -2/3, 1/3, 1/3. Second of the other two: 0, -1/2, 1/2. Half of each.
+    scores_BK = torch.zeros(1, 3, requires_grad=True)
+    plackett_luce_loss(scores_BK, torch.tensor([[0, 1, 2]]), full([[0.0] * 3])).backward()
+    assert scores_BK.grad is not None
+    assert scores_BK.grad[0].tolist() == pytest.approx([-1 / 3, -1 / 12, 5 / 12], abs=1e-7)
+
+
+def test_prompts_weigh_the_same_however_many_choices_they_hold() -> None:
+    # A large score in the padding must not count; a prompt of ties alone is left out.
+    scores_BK = torch.tensor([[2.0, 1.0, 0.0], [1.0, 0.0, 50.0], [3.0, -2.0, 9.0]])
+    mask_BK = torch.tensor([[True] * 3, [True, True, False], [True] * 3])
+    scores_BK.requires_grad_()
+    loss = plackett_luce_loss(scores_BK, torch.tensor([[0, 1, 2], [0, 1, 2], [0, 0, 0]]), mask_BK)
+    # The second prompt has one pair with a gap of 1, which a choice of two is: 0.3132617.
+    expected = ((0.4076059 + 0.3132617) / 2 + 0.3132617) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    assert scores_BK.grad is not None
+    assert scores_BK.grad[1, 2] == 0
+    assert scores_BK.grad[2].tolist() == [0, 0, 0]
 
 
 def test_kl_rewards_by_hand() -> None:

@@ -40,6 +40,19 @@ def test_it_orders_held_out_answers(world: World) -> None:
     assert set(scores.raters) <= {f"rater{i}" for i in range(5)}
 
 
+def test_it_learns_rankings_as_choices_too(world: World, tmp_path: Path) -> None:
+    config = REWARD.model_copy(update={"ranking": "plackett_luce"})
+    learned, zero = rankings(128, seed=3), demonstrations(32, seed=4)
+    with closing(Metrics(tmp_path / "metrics")) as metrics:
+        train_reward_model(config, world.sft, learned, zero, tmp_path / "reward", metrics)
+    ranked = encode_rankings(config, load_tokenizer(world.sft), rankings(40, seed=99))
+    assert score_pairs(RewardModel.load(tmp_path / "reward").eval(), ranked).accuracy > 0.9
+    # Four answers: the first of up to four is chosen, so a model that knows nothing has a higher
+    # loss than over pairs, where it is log 2 = 0.69.
+    first = read_metrics(tmp_path / "metrics")[0]["loss"]
+    assert first > 0.8
+
+
 def test_demonstrations_score_zero_on_average(world: World) -> None:
     model, tokenizer = RewardModel.load(world.reward).eval(), load_tokenizer(world.reward)
     sequences = demonstration_sequences(REWARD, tokenizer, demonstrations(32, seed=4))

@@ -1,0 +1,61 @@
+"""What docs/results.md says of the ablations is what benchmarks/results/ablations.json holds."""
+
+import json
+
+import pytest
+
+from tests.docs.ablations import SETTINGS, WORLDS, plots
+from tests.docs.figures import RESULTS
+from tests.docs.pages import DOCS
+
+FIGURES = {
+    f["figure"]: f for f in json.loads((RESULTS / "ablations.json").read_text("utf-8"))["figures"]
+}
+each_world = pytest.mark.parametrize("world", WORLDS)
+
+
+def along(world: str, measure: str, setting: str, of: str = "value") -> list[float]:
+    """The figure at each value of the setting, in the order of the values."""
+    head = f"{world}.{measure}@{setting}="
+    return [f[of] for name, f in FIGURES.items() if name.startswith(head)]
+
+
+@each_world
+def test_a_larger_mix_keeps_more_of_the_text(world: str) -> None:
+    losses = along(world, "lm_loss_rise", "ptx")
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0 < losses[0]
+
+
+@each_world
+def test_a_larger_penalty_moves_less_and_never_gets_where_the_mix_gets(world: str) -> None:
+    distances = along(world, "kl", "beta")
+    assert distances == sorted(distances, reverse=True)
+    mixed = max(along(world, "lm_loss_rise", "ptx", "max")[-1:])
+    assert min(along(world, "lm_loss_rise", "beta", "min")) > mixed
+
+
+@each_world
+def test_the_largest_penalty_learns_least(world: str) -> None:
+    gains = along(world, "reward_gain", "beta")
+    assert gains[-1] == min(gains)
+
+
+@each_world
+def test_a_long_run_climbs_by_its_reward_model(world: str) -> None:
+    rewards, distances = along(world, "reward", "episodes"), along(world, "kl", "episodes")
+    assert rewards[-1] == max(rewards)
+    assert distances == sorted(distances)
+
+
+def test_a_long_run_falls_by_the_raters_true_taste() -> None:
+    # The best window of the worst seed is better than the last one of the best seed.
+    best = max(along("generated", "gold", "episodes", "min"))
+    assert along("generated", "gold", "episodes", "max")[-1] < best
+
+
+@each_world
+def test_every_panel_has_its_figures(world: str) -> None:
+    assert all(along(world, m, setting) for setting, (_, ms) in SETTINGS.items() for m in ms)
+    assert {path.name for path in plots(DOCS)} >= {f"ablations-{world}.svg"}
+    assert (DOCS / f"ablations-{world}.svg").read_text("utf-8").startswith("<svg ")
