@@ -261,7 +261,7 @@ class Runs:
         return self._compared(sampler, folder / "model")
 
     def _compared(self, sampler: Judged, policy: Path) -> dict[str, Any]:
-        """With the SFT policy, on prompts of which nothing was learned."""
+        """With the SFT policy, on prompts that PPO was not trained on."""
         answers = compare(EVALUATION, sampler, self._sft, policy, self._world.test, PPO)
         gold = judge_by(self._world.gold, answers)
         reward = judge_by(reward_judge(self._reward, PPO.unfinished_reward), answers)

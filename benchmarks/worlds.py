@@ -46,7 +46,7 @@ Answers = Sequence[Sequence[tuple[str, bool]]]
 
 @dataclass(frozen=True)
 class World:
-    """Data of one seed. No stage learns from `held_out`, `test` or `gold`.
+    """Data of one seed. No stage learns from `held_out` or `gold`, and PPO not from `test`.
 
     `rankings` of K answers of the SFT policy to each of `asked` (in E2E of none: other systems'
     outputs were ranked) gives those to learn from, and those of other raters.
