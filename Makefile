@@ -26,7 +26,7 @@ READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark check format lint types imports schema proto docs lock bench bench-gpu clean
+.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark sqlite3 check format lint types imports schema proto docs lock bench bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 kafka: setup kafkajars ## run a Kafka broker on this machine until Ctrl-C (PORT=9092)
 	@exec $(RUN) -m demo.broker $(PORT)
 
-test: setup chromium kafkajars kcat redis spark ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
+test: setup chromium kafkajars kcat redis spark sqlite3 ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
 
 check: lint types imports schema ## format, lint, types, imports and event schema
@@ -121,9 +121,9 @@ $(READY): requirements.lock | .uv/$(UV_VERSION)
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-# For the tests of the Playground, of Kafka and of limits over several replicas, and for `make kafka`. What cannot be had is gone
+# For the tests of the Playground, of Kafka, of limits over several replicas and of a backup, and for `make kafka`. What cannot be had is gone
 # without: its tests are skipped then, and fail where CI=true.
-chromium kcat:
+chromium kcat sqlite3:
 	@command -v $@ >/dev/null || $(call apt,$@)
 
 spark: setup
