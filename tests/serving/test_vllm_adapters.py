@@ -82,7 +82,8 @@ def server(
         )
     for name in ("w1", "w2", "r1"):
         registry.publish(releases[name])
-    with running_server(root, registry, max_adapters=2) as (url, sink, process):
+    # So that every slot is taken: only then is a request without an adapter answered wrongly.
+    with running_server(root, registry, max_adapters=1) as (url, sink, process):
         listed, log = list(releases.values()), root / "server.log"
         here = Adapted(url, registry, sink, log, process, request.param, listed, folders)
         for name in ("r2", "r3"):
