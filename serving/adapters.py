@@ -28,8 +28,15 @@ class Adapters:
     began with, and no adapter goes before its last answer has ended.
     """
 
-    def __init__(self, engine: Engine, options: AdapterOptions, canary_tolerance: float) -> None:
-        self._engine, self._options, self._tolerance = engine, options, canary_tolerance
+    def __init__(
+        self,
+        engine: Engine,
+        options: AdapterOptions,
+        canary_tolerance: float,
+        drain_bound_s: float,
+    ) -> None:
+        self._engine, self._options = engine, options
+        self._tolerance, self._drain_bound_s = canary_tolerance, drain_bound_s
         # By id, those that came last at the end. Who is not in it gets no new answers.
         self.loaded: dict[str, Release] = {}
         self._running: Counter[str] = Counter()
@@ -80,8 +87,15 @@ class Adapters:
             await self._unload(oldest)
 
     async def _unload(self, release_id: str) -> None:
-        del self.loaded[release_id]
-        while self._running[release_id]:
-            self._ended.clear()
-            await self._ended.wait()
+        """Raises InvalidInput, with nothing changed, where its answers do not end in time."""
+        release = self.loaded.pop(release_id)
+        try:
+            async with asyncio.timeout(self._drain_bound_s):
+                while self._running[release_id]:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            self.loaded[release_id] = release
+            expected = f"room within {self._drain_bound_s:g} s"
+            raise InvalidInput("max_adapters", expected, f"answers by {release_id}") from None
         await self._engine.unload_adapter(release_id)

@@ -21,7 +21,7 @@ from serving.errors import engine_error_body
 from serving.gate import CutShort, Gate
 from serving.limits import Limiter
 from serving.metrics import Metrics
-from serving.outbox import Outbox, outbox
+from serving.outbox import ClientTooSlow, Outbox, outbox
 from serving.recorder import Permit, Recorder, Transcript
 from serving.response import best, public
 from serving.swap import WeightSwapper
@@ -149,7 +149,7 @@ class Answer(Response):
         try:
             async with outbox(send, STREAM_HEAD, self._desk.stall_bound_s) as out:
                 await self._events(visit, out)
-        except TimeoutError:
+        except ClientTooSlow:
             # The server closes the connection of a response that was left unfinished.
             visit.facts["error"] = "client too slow"
             self._desk.metrics.limits.labels("slow_client").inc()

@@ -166,6 +166,7 @@ class VllmEngine:
         client, self._client, self._handlers, self._adapters = self._client, None, {}, {}
         if client is not None:
             client.shutdown(timeout=SHUTDOWN_S)
+            gc.unfreeze()
 
     def failure(self) -> str | None:
         if self._client is not None and self._client.errored:
@@ -185,6 +186,8 @@ class VllmEngine:
             body = body | {"prompt": self._text_start}
         if (asked := self._adapter(adapter)) is not None:
             body = body | {"model": asked.lora_name}
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
         try:
             # No raw request: its headers could choose ids, priorities and ranks.
             result = await handle(request_type.model_validate(body), None)
@@ -197,6 +200,9 @@ class VllmEngine:
                 raise EngineRefused("The engine has stopped.", status=503) from e
             result = self._error_response(e)
         if isinstance(result, ErrorResponse):
+            # vLLM makes a refusal of a cancellation, too.
+            if task and task.cancelling() > cancelled:
+                raise asyncio.CancelledError
             raise _refusal(kind, result.error)
         if isinstance(result, AsyncGenerator):
             return _chunks(result)

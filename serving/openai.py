@@ -135,16 +135,19 @@ class _Clerk:
 
     async def compare(self, request: Request, who: Principal) -> Comparison:
         candidates, kind, said = candidates_in(parse(await _read(request, self._limits)))
-        return Comparison(self._desk, await self._ask(kind, said, request, who), candidates)
+        ask = await self._ask(kind, said, request, who, readers=len(candidates))
+        return Comparison(self._desk, ask, candidates)
 
-    async def _ask(self, kind: Kind, body: Body, request: Request, who: Principal) -> Ask:
+    async def _ask(
+        self, kind: Kind, body: Body, request: Request, who: Principal, readers: int = 1
+    ) -> Ask:
         visit = visit_of(request.scope)
         said = checked(kind, body, self._limits.max_n)
         release = _named(self._desk, said["model"])
         model = self._desk.serving(release).model
         asked = filled(kind, said | {"model": model})
         permit = await self._permit(kind, said, asked, request, who)
-        cost = _cost(kind, asked)
+        cost = _cost(kind, asked, readers)
         limiter = self._desk.limiter
         left = await limiter.aside(limiter.take_tokens, who, cost)
         visit.headers |= left
@@ -248,18 +251,18 @@ def _named(desk: Desk, model: str) -> str | None:
     return release or None
 
 
-def _cost(kind: Kind, asked: Body) -> int:
+def _cost(kind: Kind, asked: Body, readers: int) -> int:
     """Tokens that the request may cost, as far as anyone can say before it is read: the prompt's
-    by its length, and all that it lets the model write.
+    by its length, for each release that reads it, and all that it lets the model write.
     """
     prompt = asked.get("prompt") if kind == "completions" else asked["messages"]
     per_prompt = asked["n"] * _bound(asked)
     if isinstance(prompt, list) and kind == "completions":
         parts = prompt if not isinstance(prompt[0], int) else [prompt]
         read = sum(len(p) if isinstance(p, list) else estimated_tokens(len(p)) for p in parts)
-        return int(read + prompts(prompt) * per_prompt)
+        return int(readers * read + prompts(prompt) * per_prompt)
     text = prompt if isinstance(prompt, str) else json.dumps(prompt or "")
-    return int(estimated_tokens(len(text)) + per_prompt)
+    return int(readers * estimated_tokens(len(text)) + per_prompt)
 
 
 def _bound(asked: Body) -> int:

@@ -9,6 +9,12 @@ from typing import Any
 
 from starlette.types import Message, Send
 
+from contracts.errors import InstructloopError
+
+
+class ClientTooSlow(InstructloopError):
+    """The client kept a stream waiting longer than it may."""
+
 
 class Outbox:
     """Sends the parts of one response in order; whoever makes them never waits for the client.
@@ -70,16 +76,21 @@ class Outbox:
 
 @asynccontextmanager
 async def outbox(send: Send, head: Message, bound_s: float) -> AsyncGenerator[Outbox, None]:
-    """An Outbox; at the end all of it is sent, after `head`. Raises TimeoutError, also in the
+    """An Outbox; at the end all of it is sent, after `head`. Raises ClientTooSlow, also in the
     middle, once the client has kept it waiting for `bound_s` seconds in all.
     """
-    async with asyncio.timeout(None) as until:
-        out = Outbox(send, head, bound_s, until)
-        try:
-            yield out
-            await out.sent()
-        finally:
-            await out.close()
+    try:
+        async with asyncio.timeout(None) as until:
+            out = Outbox(send, head, bound_s, until)
+            try:
+                yield out
+                await out.sent()
+            finally:
+                await out.close()
+    except TimeoutError as e:
+        if not until.expired():
+            raise
+        raise ClientTooSlow(f"The client kept the stream waiting for {bound_s:g} s.") from e
 
 
 def _body(part: bytes, last: bool) -> Message:

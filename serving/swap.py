@@ -69,7 +69,9 @@ class WeightSwapper:
         self.serving: Release | None = None
         # The release whose weights run: what is served, or what that adapts.
         self.base: Release | None = None
-        self.adapters = Adapters(engine, options.adapters, options.canary_tolerance)
+        self.adapters = Adapters(
+            engine, options.adapters, options.canary_tolerance, options.drain_bound_s
+        )
         self.shares = Shares()
         # The one before `base`, whose weights are still in memory.
         self.standby: Release | None = None
@@ -201,6 +203,8 @@ class WeightSwapper:
             log.warning("shares cannot be read, going on with those before: %s", e)
             return
         if again or shares != self.shares:
+            if self._settled in self._left_out:  # there may be room for the target now
+                self._settled = None
             self._left_out.clear()
         self.shares = shares
         for release_id in shares.parts:

@@ -98,7 +98,9 @@ class Telemetry:
     ) -> None:
         route, method = _route(scope), scope["method"] if _route(scope) else "other"
         release = str(visit.facts.get("release", ""))
-        self._metrics.requests.labels(method, route, str(status), release).inc()
+        # A client chooses the order of several: each would be a series of its own.
+        label = "several" if "," in release else release
+        self._metrics.requests.labels(method, route, str(status), label).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         ms = round(seconds * 1000, 1)
         facts = {"request_id": visit.request_id, "status": status, "ms": ms, **visit.facts}

@@ -11,6 +11,11 @@ def test_variables_that_something_reads_are_taken() -> None:
     check_environment({f"INSTRUCTLOOP_{name}": "1" for name in names} | {"HOME": "/"})
 
 
+def test_what_kubernetes_tells_of_a_service_is_passed_over() -> None:
+    names = ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR")
+    check_environment({f"INSTRUCTLOOP_{name}": "tcp://10.0.0.1:8000" for name in names})
+
+
 def test_unknown_variable_is_refused_with_the_one_that_was_meant() -> None:
     with pytest.raises(InvalidInput) as caught:
         check_environment({"INSTRUCTLOOP_MAXN": "secret"})

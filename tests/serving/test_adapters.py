@@ -35,7 +35,9 @@ def adapted(seed: int) -> Path:
 class Stage:
     """A registry with the whole releases r1, which is served, and w2, which is not."""
 
-    def __init__(self, root: Path, most: int = 2, max_rank: int = 16) -> None:
+    def __init__(
+        self, root: Path, most: int = 2, max_rank: int = 16, drain_bound_s: float = 5
+    ) -> None:
         self.root = root
         self.registry = ReleaseRegistry(root / "registry")
         self.engine, self.sink, self.gate = FakeEngine(), MemorySink(), Gate()
@@ -45,7 +47,11 @@ class Stage:
             self.gate,
             self.sink,
             Stamper("test", clock=lambda: 0.0),
-            SwapOptions(poll_s=0.02, drain_bound_s=5, adapters=AdapterOptions(most, max_rank)),
+            SwapOptions(
+                poll_s=0.02,
+                drain_bound_s=drain_bound_s,
+                adapters=AdapterOptions(most, max_rank),
+            ),
         )
         self.publish("w2", self.registry.artifacts.put("policy", saved(2)))
         self.publish("r1", self.registry.artifacts.put("policy", saved(1)))
@@ -270,6 +276,41 @@ def test_oldest_adapter_makes_room_once_its_last_answer_has_ended(tmp_path: Path
         assert stage.serving() == ("r4", "r1") and list(stage.engine.adapters) == ["r3", "r4"]
 
     asyncio.run(scene())
+
+
+def test_answer_that_runs_on_keeps_its_adapter_and_the_newcomer_out(tmp_path: Path) -> None:
+    async def scene() -> None:
+        stage = Stage(tmp_path, most=1, drain_bound_s=0.1)
+        await stage.swapper.look()
+        second = stage.adapter("r2", seed=2)
+        await stage.swapper.look()
+        stage.adapter("r3", seed=3)
+        await stage.swapper.look()
+        with stage.swapper.adapters.answering(second):
+            stage.adapter("r4", seed=4)
+            await stage.swapper.look()
+        assert "max_adapters: expected room within 0.1 s" in stage.reason()
+        assert stage.serving() == ("r3", "r1") and "r2" in stage.swapper.loaded
+
+    asyncio.run(scene())
+
+
+def test_target_without_room_is_tried_again_when_shares_change(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, most=1)
+    stage.look()
+    for seed in (2, 3):
+        stage.registry.pin("r1")
+        stage.adapter(f"r{seed}", seed=seed)
+        stage.registry.share(f"r{seed}", 0.1)
+        stage.look()
+    stage.adapter("r4", seed=4)
+    stage.registry.pin("r4")
+    stage.look()
+    assert stage.serving() == ("r1", "r1") and stage.outcomes()[-1] == ("r4", "refused")
+    stage.registry.share("r2", 0)
+    stage.look()
+    stage.look()
+    assert stage.serving() == ("r4", "r1")
 
 
 def test_engine_that_dies_while_an_adapter_is_loaded_ends_the_swapper(stage: Stage) -> None:
