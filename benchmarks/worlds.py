@@ -154,7 +154,7 @@ def _imported() -> tuple[dict[tuple[SetName, Split], list[Any]], list[str]]:
             dataset = store.path(build_dataset(log, store, config.rules, code_version()))
         sets = {(name, s): read_set(dataset, name, s) for name in SETS for s in SPLITS}
     books = [f"{data}/text/gutenberg_{book}.txt.gz" for book in BOOKS]
-    return sets, read_documents(books)
+    return sets, list(dict.fromkeys(read_documents(books)))  # some stand in several books
 
 
 def _by_rater(rows: Sequence[RankedRow], seed: int) -> tuple[list[RankedRow], list[RankedRow]]:
