@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 
 from benchmarks.result import write
 from instructloop.version import code_version
@@ -39,7 +40,8 @@ def main() -> None:
     for f in figures:
         print(f"{f.figure:40} {f.value:10.4f} [{f.min:.4f}, {f.max:.4f}] {f.unit} {f.goal}")
     baseline = {"trl": module.TRL} if hasattr(module, "TRL") else {}
-    print(write(suite, f"make bench SUITE={suite}", commit, figures, baseline))
+    quick = "QUICK=1 " if os.environ.get("QUICK", "") not in {"", "0"} else ""
+    print(write(suite, f"{quick}make bench SUITE={suite}", commit, figures, baseline))
 
 
 if __name__ == "__main__":
