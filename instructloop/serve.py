@@ -30,6 +30,7 @@ from feedback.outage import ConsentWhileRoom, LastKnownConsent
 from feedback.rights import Rights
 from feedback.vault import open_events
 from feedback.vault.sealed import SealedLog
+from instructloop.waiting import Waiting
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
 from serving.app import end_process
@@ -71,6 +72,7 @@ def create_app(
         recordable,
         on_engine_failure=on_engine_failure,
         keys=keys,
+        more_metrics=_waiting(events),
     )
     feedback = create_feedback(
         sink=events,
@@ -115,6 +117,11 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_bound_s,
         )
+
+
+def _waiting(events: SealedLog) -> Waiting | None:
+    """What waits for a log on other machines; a log on this one has nothing before it."""
+    return Waiting(events.inner.spool) if isinstance(events.inner, SpooledLog) else None
 
 
 def _consents(events: SealedLog, spool: SpoolSettings) -> tuple[ConsentStates, ConsentReader]:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -63,13 +64,14 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     stamper: Stamper | None = None,
     on_engine_failure: Callable[[], None] = end_process,
     keys: KeyStore | None = None,
+    more_metrics: Collector | None = None,
 ) -> FastAPI:
     """The serving app. It loads the registry's current release in the background and follows it
     from then on.
 
     Every route asks for a key: the app itself depends on one, so that a route cannot be added
     without. The probes are no routes of the API and are added beneath it. With `keys` the admin
-    API makes and revokes them.
+    API makes and revokes them. `more_metrics` stand beside its own.
     """
     stamper = stamper or Stamper("serving")
     gate, limiter = Gate(), Limiter(settings.limit_options(), "serving")
@@ -78,6 +80,8 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     name = settings.replica or own_name()
     replica = ReplicaReporter(name, registry, swapper, gate, stamper.clock)
     metrics = Metrics(swapper, recorder, limiter)
+    if more_metrics is not None:
+        metrics.add(more_metrics)
     judge = content_filter.load(settings.content_filter)
     desk = Desk(engine, gate, swapper, recorder, limiter, metrics, judge, settings.stall_bound_s)
     door = Door(authenticate, settings.organization, limiter)
@@ -112,7 +116,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
         redirect_slashes=False,
     )
     app.state.swapper = swapper
-    errors.install(app)
+    errors.install(app, metrics.limits)
     app.add_middleware(
         telemetry.Telemetry,
         metrics=metrics,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 
 from contracts.errors import (
@@ -30,16 +31,16 @@ def engine_error_body(error: EngineRefused) -> dict[str, dict[str, str | None]]:
     return error_body(error.status, str(error), error.param, code)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, limits: Counter) -> None:
     """Answer every exception of this app in OpenAI's shape. What is not here is a fault, which
-    Telemetry answers without repeating its message.
+    Telemetry answers without repeating its message. Limits that are hit are counted by their kind.
     """
-    _install_access(app)
+    _install_access(app, limits)
     _install_request(app)
     _install_engine(app)
 
 
-def _install_access(app: FastAPI) -> None:
+def _install_access(app: FastAPI, limits: Counter) -> None:
     @app.exception_handler(Unauthenticated)
     def unknown(request: Request, error: Unauthenticated) -> JSONResponse:
         headers = {"www-authenticate": "Bearer"}
@@ -51,6 +52,7 @@ def _install_access(app: FastAPI) -> None:
 
     @app.exception_handler(LimitReached)
     def limited(request: Request, error: LimitReached) -> JSONResponse:
+        limits.labels(error.kind).inc()
         body = error_body(429, str(error), None, "rate_limit_exceeded", error.kind)
         wait = {"retry-after": f"{error.retry_after_s:.0f}"}
         return _response(429, body, {**error.headers, **wait})

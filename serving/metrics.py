@@ -68,6 +68,10 @@ class Metrics:
         )
         own.register(_Followed(swapper, recorder, limiter))
 
+    def add(self, collector: Collector) -> None:
+        """More to tell, of what this package does not know."""
+        self._registry.register(collector)
+
     def text(self) -> bytes:
         """Everything in Prometheus's text format: ours, then the process's and the engine's."""
         return generate_latest(self._registry) + generate_latest(REGISTRY)
