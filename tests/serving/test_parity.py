@@ -361,7 +361,8 @@ def test_a_key_that_asks_too_much_is_429(here: House) -> None:
     with pytest.raises(openai.RateLimitError) as caught:
         client.completions.create(**TEXT)
     assert caught.value.type == "requests"
-    told = here.client("op", "metrics").get("/metrics").text
+    with here.client("op", "metrics") as operator:
+        told = operator.get("/metrics").text
     for kind in ("tokens", "requests"):
         assert f'instructloop_limits_hit_total{{limit="{kind}"}} 1.0' in told
 
