@@ -242,6 +242,8 @@ def hide_progress_bars() -> None:
 CANARY_TEXT = (
     "A canary sings before the door is opened, and the same song is heard again behind it."
 )
+# Nobody is answered while a server hears it: the fewer, the shorter the pause of a swap.
+CANARY_TOKENS = 8
 
 
 @torch.no_grad()
@@ -250,7 +252,7 @@ def canary_of(folder: Path) -> Canary:
     swap.
     """
     tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
-    ids = tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"][:64]
+    ids = tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]
     logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     logprobs_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     return Canary(token_ids=tuple(ids), logprobs=tuple(logprobs_T.tolist()))
