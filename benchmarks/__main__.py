@@ -22,6 +22,7 @@ SUITES = (
     "ppo",
     "resume",
     "reward_model",
+    "rollout",
     "schema",
     "serving",
     "sft",

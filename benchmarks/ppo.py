@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import rollout, workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
+from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
@@ -20,6 +21,7 @@ from training.rollout import Sampled, pack
 TRL = "1.12.0"  # the last release with a PPOTrainer
 SHAPE = "tiny"
 EPISODES, MINIBATCHES = 64, 4
+TEXT_TOKENS = 128
 BETA = 0.05
 RUNS = 3
 MICRO_BATCHES = (8, 16, 64)
@@ -52,18 +54,23 @@ def measure() -> list[Figure]:
     for name in ("kl", "score"):
         agree(f"mean {name}", runs["ppo_fp32"][0][name], runs["trl"][0][name], 1e-2)
     figures = []
+    tokens = sum(len(p) + len(r) for p, r in workloads.episodes(EPISODES))
     for name, goal in GOALS.items():
+        # Policy and value network learn; they, the reference and the reward model are asked before.
+        trained = 2 * tokens + ("ptx" in name) * EPISODES * TEXT_TOKENS
+        precision: Precision = "bf16" if "bf16" in name else "fp32"
         figures += [
             figure(f"{name}_over_trl", ratios(runs["trl"], runs[name]), "x, CPU seconds", goal),
             figure(f"{name}_over_trl_wall", ratios(runs["trl"], runs[name], "wall"), "x, wall s"),
             figure(f"{name}_episodes", [EPISODES / r["cpu"] for r in runs[name]], "episodes/CPU s"),
+            gemm_share(name, runs[name], precision, SHAPE, trained, 4 * tokens),
         ]
     return [*figures, *rollout.measure()]
 
 
 def ours(precision: Precision, mix: bool) -> Run:
-    """One iteration of training.ppo without its sampling; with `mix` one row of 128 tokens of
-    pretraining text an episode.
+    """One iteration of training.ppo without its sampling; with `mix` one row of pretraining
+    text an episode.
     """
     config = PpoConfig(
         precision=precision, beta=BETA, whiten_rewards=False, ptx_coefficient=27.8 if mix else 0.0
@@ -73,7 +80,7 @@ def ours(precision: Precision, mix: bool) -> Run:
     data = workloads.episodes(EPISODES)
     sampled = [Sampled(tuple(r), (0.0,) * len(r), finished=True) for _, r in data]
     rollout = pack([prompt for prompt, _ in data], sampled)
-    text_PT = torch.tensor(workloads.rows(EPISODES, 128))
+    text_PT = torch.tensor(workloads.rows(EPISODES, TEXT_TOKENS))
     size = EPISODES // MINIBATCHES
     clock = Clock()
     clock.start()
