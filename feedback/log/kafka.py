@@ -188,8 +188,7 @@ class KafkaLog:
         if poison:
             records = sorted([*records, *self._put_aside(poison)], key=lambda r: r.offset)
         if following > self._seen.known(topic, partition):
-            ids = [(record.offset, record.event.id) for record in records]
-            self._seen.add(topic, partition, ids, following)
+            self._seen.add(topic, partition, records, following)
         copies = self._seen.copies(topic, partition)
         return [r for r in records if r.offset not in copies] if copies else records, following
 
