@@ -107,6 +107,8 @@ class Cluster:
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             fetch_max_wait_ms=_HOLD_MS,
+            # A reader of a whole log waits an eighth as often as with the client's own bound.
+            max_partition_fetch_bytes=MAX_BYTES,
             metrics_enabled=False,
         )
 
