@@ -90,9 +90,11 @@ class Cluster:
                 return
 
     def client(self, kind: type) -> Any:
+        """Whoever has an admin client or a producer has the topics, too; a consumer may not."""
         with self._opening:
             if not self._clients:
                 reach(self._address, self._settings)
+            if kind is not KafkaConsumer and KafkaAdminClient not in self._clients:
                 self._clients[KafkaAdminClient] = KafkaAdminClient(**self._config)
                 self._create_topics(self._clients[KafkaAdminClient])
             if kind not in self._clients:

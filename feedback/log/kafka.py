@@ -248,8 +248,11 @@ class KafkaLog:
     def _count(self, topic: str) -> int:
         if topic not in self._partitions:
             with self._reading, self._cluster.reached():
-                name = self._address.topic(topic)
-                found = self._cluster.client(KafkaConsumer).partitions_for_topic(name)
+                name, consumer = self._address.topic(topic), self._cluster.client(KafkaConsumer)
+                found = consumer.partitions_for_topic(name)
+                if not found:
+                    self._cluster.client(KafkaAdminClient)  # makes the topics
+                    found = consumer.partitions_for_topic(name)
                 if not found:
                     raise NoAnswer
                 self._partitions[topic] = len(found)
