@@ -3,7 +3,8 @@ long does it take, and can anybody still read what they said?
 
 It is looked for in what consumers read, in every byte below the logs' folder, and in a copy of the
 embedded log that was made before, as a backup is, opened with the keys that are there afterwards.
-QUICK=1 takes one hundred people.
+Then the words of people who never agreed, withdrew or erased go down every path of a server, and
+all that it wrote is searched for them. QUICK=1 takes one hundred people.
 """
 
 import os
@@ -24,6 +25,7 @@ from feedback.log import open_log
 from feedback.rights import Rights
 from feedback.vault import open_events, open_vault
 from feedback.vault.sealed import SealedLog
+from tests.e2e.markers import search
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 PEOPLE = 100 if QUICK else 2000
@@ -31,8 +33,8 @@ SAID = 5
 
 
 def measure() -> list[Figure]:
-    with tempfile.TemporaryDirectory() as aside:
-        root = Path(aside)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
         embedded = root / "embedded"
         embedded.mkdir()
         figures = _erased("embedded", f"sqlite:///{embedded}/log.db", embedded)
@@ -42,7 +44,21 @@ def measure() -> list[Figure]:
             figures += _erased("kafka", url, root)
         finally:
             cluster.stop()
-    return figures
+        aside = root / "markers"
+        aside.mkdir()
+        return figures + _leaked(aside)
+
+
+def _leaked(folder: Path) -> list[Figure]:
+    found = search(folder)
+    for marker, place in found.leaked.items():
+        print(f"{marker} is in {place}")
+    return [
+        figure("leaked_markers", [len(found.leaked)], "markers", "0"),
+        figure("markers_searched", [found.markers], "markers"),
+        figure("marker_requests", [found.requests], "requests"),
+        figure("marker_bytes_searched", [found.bytes], "bytes"),
+    ]
 
 
 def _erased(name: str, url: str, folder: Path) -> list[Figure]:

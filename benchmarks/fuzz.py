@@ -1,9 +1,11 @@
 """Coverage-guided fuzzing (atheris, on libFuzzer) of what reads bytes that anybody may have made:
-the event decoder, the importers, the masking of personal data.
+the event decoder, the importers, the masking of personal data; and the state machines of consent
+and of the log, run long.
 
 A run crashes where anything is raised but the refusal that is meant for bad input, or where what
 comes out does not hold. The seed is printed; `python -m benchmarks.fuzz TARGET FLAGS` takes the
-flags of libFuzzer, and a file that crashed. QUICK=1 makes a tenth of the runs.
+flags of libFuzzer, and a file that crashed. A machine that fails prints the steps that led there.
+QUICK=1 makes a tenth of the runs.
 """
 
 import os
@@ -11,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import atheris
@@ -27,12 +30,16 @@ with atheris.instrument_imports(include=["contracts", "feedback"]):
 
 from benchmarks.result import Figure, figure
 from tests.fakes import MemorySink
+from tests.feedback.machines import MACHINES, Machine, steps_of
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 SEED = 20261124
+# Of up to 50 steps each.
+MACHINE_RUNS = 300
 EXAMPLES = Path(__file__).parents[1] / "proto" / "examples"
 _TOPICS = sorted(set(TOPIC_OF.values()))
-_SUFFIX = {"alpaca": ".json", "e2e": ".csv", "hh": ".jsonl", "oasst": ".jsonl", "rankme": ".csv"}
+# A file in memory: a disk would take most of the time.
+_FILE = os.memfd_create("rows")
 
 
 def decode_event(data: bytes) -> None:
@@ -49,13 +56,13 @@ def decode_event(data: bytes) -> None:
 def import_rows(data: bytes) -> None:
     """The first byte chooses the format. A second time says the same."""
     name = sorted(FORMATS)[data[0] % len(FORMATS)] if data else "e2e"
-    path = Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}{_SUFFIX[name]}"
-    path.write_bytes(data[1:])
+    os.ftruncate(_FILE, 0)
+    os.pwrite(_FILE, data[1:], 0)
     ids = []
     for _ in range(2):
         sink = MemorySink()
         try:
-            import_file(name, path, sink)
+            import_file(name, Path(f"/proc/self/fd/{_FILE}"), sink)
         except InvalidInput:
             return
         ids.append([event.id for event in sink.events])
@@ -76,11 +83,12 @@ _RANKME = (
     *(f"quality{i}" for i in range(1, 6)),
 )
 
-# Name to target and runs.
-TARGETS: Mapping[str, tuple[Callable[[bytes], None], int]] = {
-    "decode_event": (decode_event, 600_000),
-    "import_rows": (import_rows, 100_000),
-    "mask_text": (mask_text, 400_000),
+# Name to target, runs, and the bytes of an input: more than its longest seed has. Longer inputs
+# take their time and hold nothing else.
+TARGETS: Mapping[str, tuple[Callable[[bytes], None], int, int]] = {
+    "decode_event": (decode_event, 600_000, 1024),
+    "import_rows": (import_rows, 150_000, 256),
+    "mask_text": (mask_text, 300_000, 256),
 }
 
 
@@ -113,16 +121,34 @@ def _rows(name: str) -> str:
 
 
 def measure() -> list[Figure]:
-    """Every target in a process of its own, one after the other."""
+    """Every target in a process of its own, one after the other; then the machines."""
     runs, crashes = 0, 0
-    for name, (_, wanted) in TARGETS.items():
+    for name, (_, wanted, _) in TARGETS.items():
         done, crashed = fuzz(name, wanted // 10 if QUICK else wanted)
         print(f"{name}: {done} runs, {'a crash' if crashed else 'no crash'}, seed {SEED}")
         runs, crashes = runs + done, crashes + crashed
+    steps, failures = stateful(MACHINES, MACHINE_RUNS // 10 if QUICK else MACHINE_RUNS)
     return [
         figure("fuzz_runs", [runs], "runs", ">= 1000000"),
         figure("fuzz_crashes", [crashes], "targets", "0"),
+        figure("stateful_steps", [steps], "steps", ">= 10000"),
+        figure("stateful_failures", [failures], "machines", "0"),
     ]
+
+
+def stateful(machines: Sequence[type[Machine]], runs: int) -> tuple[int, int]:
+    """Steps that were made, and how many machines found something."""
+    steps, failures = 0, 0
+    for machine in machines:
+        before = machine.steps
+        try:
+            steps_of(machine, runs, database=None)
+        except Exception:  # noqa: BLE001  a machine may find anything
+            traceback.print_exc()
+            failures += 1
+        print(f"{machine.__name__}: {machine.steps - before} steps")
+        steps += machine.steps - before
+    return steps, failures
 
 
 def fuzz(name: str, runs: int) -> tuple[int, bool]:
@@ -131,6 +157,7 @@ def fuzz(name: str, runs: int) -> tuple[int, bool]:
         for number, seed in enumerate(seeds(name)):
             (Path(corpus) / f"seed{number}").write_bytes(seed)
         flags = [f"-atheris_runs={runs}", f"-seed={SEED}", f"-artifact_prefix={corpus}/"]
+        flags.append(f"-max_len={TARGETS[name][2]}")
         ran = subprocess.run(
             [sys.executable, "-m", "benchmarks.fuzz", name, *flags, corpus],
             capture_output=True,
@@ -146,6 +173,6 @@ def fuzz(name: str, runs: int) -> tuple[int, bool]:
 
 
 if __name__ == "__main__":
-    target, _ = TARGETS[sys.argv[1]]
+    target, *_ = TARGETS[sys.argv[1]]
     atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
     atheris.Fuzz()

@@ -65,7 +65,7 @@ _TEXT_FIELDS_OF_OUTPUT = tuple(
 TEXT_BODIES = tuple(body for body, fields in _TEXT_FIELDS.items() if fields)
 
 # As we write it; others are looked at more slowly.
-_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_is_uuid = re.compile("-".join(f"[0-9a-f]{{{n}}}" for n in (8, 4, 4, 4, 12))).fullmatch
 MIN_RANKED, MAX_RANKED = 2, 9
 # InstructGPT, table 3: overall quality on a Likert scale of 1 to 7.
 MIN_SCORE, MAX_SCORE = 1, 7
@@ -144,8 +144,8 @@ def _body_of(event: pb.Event) -> str:
     return field
 
 
-def validate(event: pb.Event) -> None:
-    """Raise InvalidEvent unless the event may enter the log."""
+def validate(event: pb.Event) -> str:
+    """The topic that the event belongs to. Raises InvalidEvent unless it may enter the log."""
     if not _is_uuid(event.id):
         try:
             uuid.UUID(event.id)
@@ -153,9 +153,10 @@ def validate(event: pb.Event) -> None:
             raise InvalidEvent("id", "a UUID", event.id) from None
     if event.schema_version != SCHEMA_VERSION:
         raise InvalidEvent("schema_version", str(SCHEMA_VERSION), event.schema_version)
-    for name in ("producer", "user_id"):
-        if not getattr(event, name):
-            raise InvalidEvent(name, "a non-empty string", "")
+    if not event.producer:
+        raise InvalidEvent("producer", "a non-empty string", "")
+    if not event.user_id:
+        raise InvalidEvent("user_id", "a non-empty string", "")
     if not event.HasField("time"):
         raise InvalidEvent("time", "a timestamp", "nothing")
     body = _body_of(event)
@@ -163,6 +164,7 @@ def validate(event: pb.Event) -> None:
         _VALIDATE_BODY[body](getattr(event, body))
     elif body not in TEXT_BODIES:
         raise InvalidEvent("sealed", "nothing, as the body has no text", TOPIC_OF[body])
+    return TOPIC_OF[body]
 
 
 def without_text(event: pb.Event) -> pb.Event:
@@ -194,8 +196,12 @@ def prompt_text(prompt: pb.Prompt) -> str:
 
 def _validate_prompt(prompt: pb.Prompt) -> None:
     text, messages = prompt.text, prompt.messages
-    if bool(text) == bool(messages):
-        raise InvalidEvent("prompt", "either text or messages", "both" if text else "neither")
+    if not messages:
+        if not text:
+            raise InvalidEvent("prompt", "either text or messages", "neither")
+        return
+    if text:
+        raise InvalidEvent("prompt", "either text or messages", "both")
     for i in range(len(messages)):
         if (role := messages[i].role) not in ("system", "user", "assistant"):
             raise InvalidEvent(f"prompt.messages[{i}].role", "system, user or assistant", role)

@@ -30,6 +30,7 @@ from feedback.outage import ConsentWhileRoom, LastKnownConsent
 from feedback.rights import Rights
 from feedback.vault import open_events
 from feedback.vault.sealed import SealedLog
+from instructloop.letters import Letters
 from instructloop.waiting import Waiting
 from serving.access import KeyStore
 from serving.app import create_app as create_serving
@@ -72,7 +73,7 @@ def create_app(
         recordable,
         on_engine_failure=on_engine_failure,
         keys=keys,
-        more_metrics=_waiting(events),
+        more_metrics=[Letters(events), *_waiting(events)],
     )
     feedback = create_feedback(
         sink=events,
@@ -119,9 +120,9 @@ def serve(
         )
 
 
-def _waiting(events: SealedLog) -> Waiting | None:
+def _waiting(events: SealedLog) -> list[Waiting]:
     """What waits for a log on other machines; a log on this one has nothing before it."""
-    return Waiting(events.inner.spool) if isinstance(events.inner, SpooledLog) else None
+    return [Waiting(events.inner.spool)] if isinstance(events.inner, SpooledLog) else []
 
 
 def _consents(events: SealedLog, spool: SpoolSettings) -> tuple[ConsentStates, ConsentReader]:

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     stamper: Stamper | None = None,
     on_engine_failure: Callable[[], None] = end_process,
     keys: KeyStore | None = None,
-    more_metrics: Collector | None = None,
+    more_metrics: Iterable[Collector] = (),
 ) -> FastAPI:
     """The serving app. It loads the registry's current release in the background and follows it
     from then on.
@@ -80,8 +80,8 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     name = settings.replica or own_name()
     replica = ReplicaReporter(name, registry, swapper, gate, stamper.clock)
     metrics = Metrics(swapper, recorder, limiter)
-    if more_metrics is not None:
-        metrics.add(more_metrics)
+    for more in more_metrics:
+        metrics.add(more)
     judge = content_filter.load(settings.content_filter)
     desk = Desk(engine, gate, swapper, recorder, limiter, metrics, judge, settings.stall_bound_s)
     door = Door(authenticate, settings.organization, limiter)

@@ -92,4 +92,7 @@ def json_items(path: Path) -> Iterator[Raw | BadRow]:
 def _object(path: Path, number: int, value: object) -> Raw | BadRow:
     if not isinstance(value, dict):
         return BadRow(str(path), number, f"expected a JSON object, got {type(value).__name__}")
-    return Raw(number, json.dumps(value, sort_keys=True), value)
+    try:
+        return Raw(number, json.dumps(value, sort_keys=True), value)
+    except RecursionError:  # writing stands a little deeper than reading did
+        return BadRow(str(path), number, "not JSON: nested too deep")

@@ -34,7 +34,7 @@ def _walk(node: Any, before: Turns) -> Iterator[Said]:
     if not isinstance(node, dict):
         raise InvalidInput("message", "an object", type(node).__name__)
     role, replies = node.get("role"), node.get("replies") or []
-    if role not in _ROLE or not isinstance(replies, list):
+    if not isinstance(role, str) or role not in _ROLE or not isinstance(replies, list):
         raise InvalidInput("message", "a role of prompter or assistant and a list of replies", role)
     turns = (*before, (_ROLE[role], text_of(node.get("text"), "text")))
     if role == "prompter":

@@ -90,9 +90,11 @@ class Cluster:
                 return
 
     def client(self, kind: type) -> Any:
+        """Whoever has an admin client or a producer has the topics, too; a consumer may not."""
         with self._opening:
             if not self._clients:
                 reach(self._address, self._settings)
+            if kind is not KafkaConsumer and KafkaAdminClient not in self._clients:
                 self._clients[KafkaAdminClient] = KafkaAdminClient(**self._config)
                 self._create_topics(self._clients[KafkaAdminClient])
             if kind not in self._clients:
@@ -107,6 +109,8 @@ class Cluster:
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             fetch_max_wait_ms=_HOLD_MS,
+            # A reader of a whole log waits an eighth as often as with the client's own bound.
+            max_partition_fetch_bytes=MAX_BYTES,
             metrics_enabled=False,
         )
 

@@ -188,8 +188,7 @@ class KafkaLog:
         if poison:
             records = sorted([*records, *self._put_aside(poison)], key=lambda r: r.offset)
         if following > self._seen.known(topic, partition):
-            ids = [(record.offset, record.event.id) for record in records]
-            self._seen.add(topic, partition, ids, following)
+            self._seen.add(topic, partition, records, following)
         copies = self._seen.copies(topic, partition)
         return [r for r in records if r.offset not in copies] if copies else records, following
 
@@ -249,8 +248,11 @@ class KafkaLog:
     def _count(self, topic: str) -> int:
         if topic not in self._partitions:
             with self._reading, self._cluster.reached():
-                name = self._address.topic(topic)
-                found = self._cluster.client(KafkaConsumer).partitions_for_topic(name)
+                name, consumer = self._address.topic(topic), self._cluster.client(KafkaConsumer)
+                found = consumer.partitions_for_topic(name)
+                if not found:
+                    self._cluster.client(KafkaAdminClient)  # makes the topics
+                    found = consumer.partitions_for_topic(name)
                 if not found:
                     raise NoAnswer
                 self._partitions[topic] = len(found)

@@ -2,7 +2,9 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable
+
+from contracts.log import Record
 
 # What is told at once is one statement, and so one transaction.
 _ADD = "INSERT OR IGNORE INTO seen SELECT ?, ?, key, value FROM json_each(?)"
@@ -29,12 +31,14 @@ class SeenIds:
         """The offset up to which `add` was told every record."""
         return self._known.get((topic, partition), 0)
 
-    def add(self, topic: str, partition: int, records: Sequence[tuple[int, str]], end: int) -> None:
-        """Offsets with ids, in order, of all records from `known` to `end`; others are left out."""
+    def add(self, topic: str, partition: int, records: Iterable[Record], end: int) -> None:
+        """All records from `known` to `end`, in order; what stands before is left out."""
         place = (topic, partition)
         known = self.known(topic, partition)
-        new = [record for record in records if record[0] >= known]
-        first = {id: offset for offset, id in reversed(new)}
+        new = [(offset, event.id) for _, _, offset, event in records if offset >= known]
+        first: dict[str, int] = {}
+        for offset, id in new:
+            first.setdefault(id, offset)
         done = self._db.execute(_ADD, (*place, json.dumps(first)))
         if done.rowcount < len(new):
             copies = self._copies.setdefault(place, set())

@@ -5,7 +5,7 @@ import uuid
 from google.protobuf.message import DecodeError
 
 from contracts.errors import InstructloopError, InvalidEvent, InvalidInput
-from contracts.events import SCHEMA_VERSION, TOPIC_OF, TOPICS, topic_of, validate
+from contracts.events import SCHEMA_VERSION, TOPIC_OF, TOPICS, validate
 from contracts.v1 import events_pb2 as pb
 
 # A prompt and sixteen answers of the largest request that serving takes fit several times.
@@ -31,13 +31,13 @@ def decode(topic: str, value: bytes | None) -> pb.Event:
     """The event that `value` holds. Raises Poison."""
     try:
         event = pb.Event.FromString(value or b"")
-        validate(event)
+        found = validate(event)
     except DecodeError:
         raise Poison("not an Event in protobuf's wire format") from None
     except InvalidEvent as e:  # without what came: it may be what a person said
         raise Poison(f"{e.field}: expected {e.expected}") from None
-    if topic_of(event) != topic:
-        raise Poison(f"an event of the topic {topic_of(event)}")
+    if found != topic:
+        raise Poison(f"an event of the topic {found}")
     return event
 
 

@@ -7,8 +7,9 @@ ended, rankings' order, release ids. Consents and releases hold no text and pass
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -98,29 +99,32 @@ class SealedLog:
 
     def _open(self, records: Sequence[Record]) -> list[Record]:
         keys = self.vault.keys_named({r.event.sealed.key_id for r in records} - {""})
-        # Asked only where it matters: without a key, or from before there were keys.
-        unsure = any(_has_text(r.event) and r.event.sealed.key_id not in keys for r in records)
-        erased = self.vault.erased_at() if unsure else {}
-        opened = [r for r in records if self._opened(r.event, keys, erased)]
+        ciphers = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        erased = cache(self.vault.erased_at)  # asked at most once, and only where it matters
+        opened = [r for r in records if self._opened(r.event, ciphers, erased)]
         if hidden := len(records) - len(opened):
             self.unreadable[records[0].topic] += hidden
         return opened
 
     def _opened(
-        self, event: pb.Event, keys: Mapping[str, bytes], erased: Mapping[str, float]
+        self,
+        event: pb.Event,
+        ciphers: Mapping[str, AESGCM],
+        erased: Callable[[], Mapping[str, float]],
     ) -> bool:
         """Makes the event what it was when it was appended; False where its person erased it."""
-        if not _has_text(event):
-            return True
-        if not event.HasField("sealed"):  # written before there were keys
-            return event.time.ToNanoseconds() / 1e9 > erased.get(event.user_id, -math.inf)
-        if not event.sealed.text or not event.sealed.key_id:
+        if not event.HasField("sealed"):  # no text, or written before there were keys
+            return not _has_text(event) or (
+                event.time.ToNanoseconds() / 1e9 > erased().get(event.user_id, -math.inf)
+            )
+        sealed = event.sealed
+        key_id, text = sealed.key_id, sealed.text
+        if not text or not key_id:
             return False
-        key = keys.get(event.sealed.key_id)
-        if key is not None:
-            _unseal(event, key)
+        if (cipher := ciphers.get(key_id)) is not None:
+            _unseal(event, cipher, key_id, text)
             return True
-        if event.user_id in erased:
+        if event.user_id in erased():
             return False
         raise InvalidInput(
             "vault",
@@ -155,11 +159,10 @@ def _seal(event: pb.Event, keys: Mapping[str, tuple[str, bytes]]) -> pb.Event:
     return sealed
 
 
-def _unseal(event: pb.Event, key: bytes) -> None:
+def _unseal(event: pb.Event, cipher: AESGCM, key_id: str, text: bytes) -> None:
     """In place: a log gives its reader an event of its own."""
-    text, context = event.sealed.text, _context(event, event.sealed.key_id)
     try:
-        said = AESGCM(key).decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], context)
+        said = cipher.decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], _context(event, key_id))
     except InvalidTag:
         raise CorruptEvent(f"event {event.id}: its text fits neither key nor envelope") from None
     event.ClearField("sealed")

@@ -264,13 +264,16 @@ def test_oasst(tmp_path: Path, log: Log) -> None:
         message("assistant", "a", rank="0"),
         message("assistant", "b", rank=1),
     )
-    trees = [{"prompt": t} for t in (tree, single, many, odd)] + [{}]
+    listed = {"prompt": message("prompter", "Listed") | {"role": ["prompter"]}}
+    wanted = "a role of prompter or assistant and a list of replies"
+    trees = [*({"prompt": t} for t in (tree, single, many, odd)), {}, listed]
     report = import_file("oasst", json_lines(tmp_path / "trees.jsonl", trees), log)
     assert (report.rows, report.events) == (2, 4)
     assert reasons(report) == [
         (3, "replies: expected at most 9 ranked answers, got 10"),
         (4, "rank: expected an integer, 0 for the best, got 'str'"),
         (5, "message: expected an object, got 'NoneType'"),
+        (6, f"message: expected {wanted}, got ['prompter']"),
     ]
     ranked = []
     for completion, ranking in zip(
@@ -288,6 +291,14 @@ def test_oasst(tmp_path: Path, log: Log) -> None:
         (["Why?", "Because.", "And now?"], [["y"], ["x", "z"]]),
     ]
     assert len({e.user_id for e in [*events(log, "completions"), *events(log, "rankings")]}) == 1
+
+
+def test_a_row_nested_too_deep_is_a_bad_row(tmp_path: Path, log: Log) -> None:
+    """One depth can be read and not written: which, the frames below decide."""
+    rows = ['{"a":' + "[" * depth + "]" * depth + "}" for depth in range(900, 1000)]
+    (tmp_path / "deep.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    report = import_file("hh", tmp_path / "deep.jsonl", log)
+    assert report.rows == 0 and len(report.malformed) == len(rows)
 
 
 ALPACA = [

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from contracts.errors import CorruptEvent, InvalidEvent, InvalidInput
 from contracts.events import READABLE, TEXT_BODIES, TOPIC_OF, topic_of, without_text
@@ -306,50 +303,3 @@ def test_texts_are_sealed_in_kafka_and_in_what_waits_for_it(
         assert [e.completion.completion_id for e in read(again)] == ["c2", "c3"]
         stored = [record.event for record in follow(again.inner, "completions", {})]
         assert len(stored) == 3 and marker not in str(stored)
-
-
-class ConsentMachine(RuleBasedStateMachine):
-    """People agree, speak, erase in any order; a dictionary says what must be readable."""
-
-    people = st.sampled_from(("ann", "bob"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.log = open_events(f"sqlite:///{self.folder.name}/log.db")
-        self.readable: dict[str, str] = {}
-        self.closed: set[str] = set()
-        self.count = 0
-
-    @rule(user=people)
-    def agree(self, user: str) -> None:
-        self.log.append([consent(user)])
-        self.closed.discard(user)
-
-    @rule(user=people)
-    def speak(self, user: str) -> None:
-        self.count += 1
-        self.log.append([completion(user, f"c{self.count}", f"{user} {self.count}")])
-        if user not in self.closed:
-            self.readable[f"c{self.count}"] = user
-
-    @rule(user=people)
-    def erase(self, user: str) -> None:
-        self.log.erase(user)
-        self.closed.add(user)
-        self.readable = {c: u for c, u in self.readable.items() if u != user}
-
-    @invariant()
-    def exactly_what_nobody_erased_can_be_read(self) -> None:
-        found = {e.completion.completion_id: e.user_id for e in read(self.log)}
-        assert found == self.readable
-
-    def teardown(self) -> None:
-        self.log.close()
-        self.folder.cleanup()
-
-
-ConsentMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
-test_any_order_of_consent_speech_and_erasure = ConsentMachine.TestCase

@@ -1,0 +1,40 @@
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from contracts.errors import LogUnavailable
+from contracts.log import DeadLetter, follow
+from feedback.log.embedded import EmbeddedLog
+from instructloop.letters import Letters
+from tests.feedback.log_backends import Embedded
+from tests.feedback.samples import consent
+
+NO_EVENT = {"topic": "consents", "reason": "not an Event in protobuf's wire format"}
+
+
+def test_dead_letters_are_told_by_topic_and_reason_until_they_come_back(tmp_path: Path) -> None:
+    backend, told = Embedded(tmp_path / "log.db"), CollectorRegistry()
+    with closing(backend.open()) as log:
+        told.register(Letters(log))
+        for value in (b"\xffsecret", b"\xffsecret too"):
+            backend.plant("consents", "ann", value)
+        list(follow(log, "consents", {}))
+        assert told.get_sample_value("instructloop_dead_letters", NO_EVENT) == 2
+        assert b"secret" not in generate_latest(told)
+        for letter in log.dead_letters():
+            log.revive(replace(letter, value=consent("ann").SerializeToString()))
+        assert told.get_sample_value("instructloop_dead_letters", NO_EVENT) is None
+
+
+class Away(EmbeddedLog):
+    def dead_letters(self) -> list[DeadLetter]:
+        raise LogUnavailable("it does not answer")
+
+
+def test_a_log_that_does_not_answer_leaves_the_other_metrics_alone(tmp_path: Path) -> None:
+    told = CollectorRegistry()
+    with closing(Away(tmp_path / "log.db")) as log:
+        told.register(Letters(log))
+        assert generate_latest(told) == b""
