@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.asking import Asking, over_and_over
 from benchmarks.cancelled import cancelled
+from benchmarks.pushes import pushes
 from benchmarks.result import Figure, figure
 from benchmarks.servers import DEALT_WITH_BOUND_S, change_to
 from contracts.release import ReleaseRegistry
@@ -35,6 +36,7 @@ SWAPS = 12 if QUICK else 200
 PAUSES = 3 if QUICK else 20
 # Of them a quarter is not cancelled, and some are answered before they are.
 REQUESTS = 400 if QUICK else 20_000
+PUSHES = 1 if QUICK else 5
 CLIENTS = 16
 WEIGHT_SETS = 4
 
@@ -68,6 +70,7 @@ def measure() -> list[Figure]:
             figures = _load(server) + _cancelled(server) + _bad_releases(server, root)
         with _server(root / "large", _large_folders(root), CANARY_TOKENS) as server:
             figures += _pauses(server)
+            figures += pushes(server.url, server.registry, server.swap_to, PUSHES)
         for tied in () if QUICK else (False, True):
             name = "tied" if tied else "untied"
             folders = _small_folders(root / f"compiled-{name}", tied=tied)

@@ -108,12 +108,16 @@ class ReleaseRegistry:
         named = (release.artifact, release.base, release.dataset, release.reward_model)
         for digest in filter(None, named):
             self.artifacts.path(digest)
-        file = self._file(release.id)
         with self._writing():
-            if file.exists() and self.get(release.id) != release:
-                raise InvalidInput("release.id", "an id that is not taken", release.id)
-            write_text_durably(file, release.model_dump_json(indent=1))
+            self._record(release)
             self._set_current(release.id, "published")
+
+    def add(self, release: Release) -> None:
+        """Make `release` known, so that servers can be sent to it. Its artifact need not be there:
+        they were handed its weights. Raises InvalidInput.
+        """
+        with self._writing():
+            self._record(release)
 
     def get(self, release_id: str) -> Release:
         """Raises NotFound, or CorruptArtifact for a record that is damaged or of another id."""
@@ -264,6 +268,12 @@ class ReleaseRegistry:
         if (target := self.target_id()) is None:
             raise NotFound("nothing is released yet, so there is nothing to roll back to or to pin")
         return target
+
+    def _record(self, release: Release) -> None:
+        file = self._file(release.id)
+        if file.exists() and self.get(release.id) != release:
+            raise InvalidInput("release.id", "an id that is not taken", release.id)
+        write_text_durably(file, release.model_dump_json(indent=1))
 
     def _set_current(self, release_id: str, why: str) -> None:
         if self.pinned_id() is None:

@@ -235,6 +235,21 @@ def adapter(
     typer.echo(bring_adapter(ReleaseRegistry(registry), folder, base, code_version()).id)
 
 
+@release.command("push")
+def push(
+    release_id: Annotated[str, typer.Argument(help="A release of the registry on this machine.")],
+    to: Annotated[list[str], typer.Option(help="Address of a server; again for each replica.")],
+    key: Annotated[str, typer.Option(envvar="INSTRUCTLOOP_ADMIN_KEY", help="Of scope admin.")],
+    registry: Registry = REGISTRY,
+) -> None:
+    """Hand a release's weights to running servers over the network, and have them swap to it."""
+    from contracts.release import ReleaseRegistry
+    from instructloop.push import push as hand_over
+
+    hand_over(ReleaseRegistry(registry), release_id, to, key)
+    typer.echo(release_id)
+
+
 @release.command("share")
 def share(
     part: Annotated[

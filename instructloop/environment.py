@@ -11,7 +11,7 @@ from serving.settings import Settings
 
 PREFIX = "INSTRUCTLOOP_"
 # Read by the command line, by the vault, and by those who test with real data.
-OTHERS = ("LOG", "REGISTRY", "KEYS", "VAULT", "MASTER_KEY", "MASTER_KEY_FILE", "DATA")
+OTHERS = ("LOG", "REGISTRY", "KEYS", "ADMIN_KEY", "VAULT", "MASTER_KEY", "MASTER_KEY_FILE", "DATA")
 # What Kubernetes tells a pod of a service whose name begins like ours.
 SERVICE_LINK = re.compile(
     r"(_SERVICE_(HOST|PORT)(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$", re.ASCII

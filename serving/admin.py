@@ -10,10 +10,13 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
+from contracts.errors import InvalidInput
 from contracts.release import RELEASE_ID, ReleaseRegistry
 from serving.engine import Body
+from serving.push import Offer
 from serving.replica import ReplicaReporter
 from serving.swap import WeightSwapper
+from serving.transport import Kind
 
 ReleaseId = Annotated[str, Field(pattern=rf"^{RELEASE_ID}$")]
 
@@ -50,6 +53,8 @@ class Bridge:
     registry: ReleaseRegistry
     swapper: WeightSwapper
     replica: ReplicaReporter
+    # How a trainer may hand over weights; None: not at all.
+    push: Kind | None = None
 
     async def status(self) -> Body:
         """What this replica serves, what it should, and what the other replicas say."""
@@ -64,6 +69,7 @@ class Bridge:
             "shares": swapper.shares.parts,
             "current": await run_in_threadpool(registry.current_id),
             "pinned": await run_in_threadpool(registry.pinned_id),
+            "push": self.push,
             "counts": Counter(change.outcome for change in swapper.changes),
             "last_change": asdict(swapper.changes[-1]) if swapper.changes else None,
             "replicas": [
@@ -106,6 +112,18 @@ class Bridge:
             tried = [c.reason for c in self.swapper.changes if c.release == release_id]
             reason = tried[-1] if tried else "nothing is served yet"
             raise HTTPException(409, f"{release_id} has a share and is not loaded: {reason}")
+        return await self.status()
+
+    async def receive(self, offer: Offer) -> Body:
+        """Take the weights that a trainer offers, and the status once they stand by. Raises
+        HTTPException where they are refused.
+        """
+        if offer.transport != self.push:
+            raise InvalidInput("transport", f"{self.push}, as this server is set", offer.transport)
+        # Shielded: what a trainer that leaves has begun is brought to an end.
+        taking = asyncio.ensure_future(self.swapper.receive(offer))
+        if (reason := await asyncio.shield(taking)) is not None:
+            raise HTTPException(409, f"{offer.release.id} is refused: {reason}")
         return await self.status()
 
     async def drain(self, *, out: bool) -> Body:
@@ -160,5 +178,12 @@ def router(bridge: Bridge, admin: Callable[..., Any]) -> APIRouter:
     async def undrain() -> Body:
         """Put this replica back."""
         return await bridge.drain(out=False)
+
+    if bridge.push is not None:
+
+        @routes.post("/push")
+        async def push(offer: Offer) -> Body:
+            """Take weights from a trainer, ahead of a swap to them."""
+            return await bridge.receive(offer)
 
     return routes

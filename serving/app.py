@@ -125,7 +125,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     )
     app.include_router(openai.router(desk, door, consent, settings.limits()))
     app.include_router(_metrics_route(metrics, door))
-    bridge = admin.Bridge(registry, swapper, replica)
+    bridge = admin.Bridge(registry, swapper, replica, settings.push or None)
     app.include_router(admin.router(bridge, door.opens("admin")))
     if keys is not None:
         app.include_router(key_routes.router(keys, door))

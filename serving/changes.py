@@ -17,6 +17,8 @@ from contracts.v1 import events_pb2 as pb
 log = logging.getLogger(__name__)
 
 Outcome = Literal["swapped_in", "loaded", "refused", "rolled_back"]
+# Where the weights came from: the registry's disk, this server's own memory, or a trainer.
+Source = Literal["disk", "memory", "tcp", "nccl"]
 
 TRANSITION: dict[Outcome, pb.ReleaseTransition] = {
     "swapped_in": pb.RELEASE_TRANSITION_SWAPPED_IN,
@@ -34,6 +36,7 @@ class Change:
 
     release: str
     outcome: Outcome
+    source: Source
     reason: str | None
     at: str
     # From noticing the release until its weights lay ready beside the running ones.
@@ -47,10 +50,12 @@ class Change:
 
 
 class Timer:
-    """Milliseconds of each step, 0 for one that was not reached."""
+    """Milliseconds of each step, 0 for one that was not reached, of an attempt with weights from
+    `source`.
+    """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], source: Source = "disk") -> None:
+        self._clock, self.source = clock, source
         self.ms = {"stage_ms": 0.0, "drain_ms": 0.0, "pause_ms": 0.0}
         self.cut_short = 0
 
@@ -74,13 +79,12 @@ class Changes:
         self, release_id: str, outcome: Outcome, reason: str | None, timer: Timer
     ) -> None:
         at = dt.datetime.fromtimestamp(self._stamper.clock(), dt.UTC).isoformat()
-        self.all.append(
-            Change(release_id, outcome, reason, at, **timer.ms, cut_short=timer.cut_short)
-        )
+        cut, source = timer.cut_short, timer.source
+        self.all.append(Change(release_id, outcome, source, reason, at, **timer.ms, cut_short=cut))
         log.log(
             logging.INFO if outcome in ("swapped_in", "loaded") else logging.ERROR,
-            "release %s %s (stage %.0f ms, drain %.0f ms, pause %.1f ms, %d cut short)%s",
-            *(release_id, outcome, *timer.ms.values(), timer.cut_short),
+            "release %s %s (from %s, stage %.0f ms, drain %.0f ms, pause %.1f ms, %d cut short)%s",
+            *(release_id, outcome, timer.source, *timer.ms.values(), timer.cut_short),
             f": {reason}" if reason else "",
         )
         try:

@@ -1,12 +1,14 @@
 """What a model folder holds: whether it is whole, and whether it fits the running one."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from contracts.artifact import sha256_of
 from contracts.errors import InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 
@@ -20,21 +22,38 @@ PROVENANCE_FIELDS = ("_name_or_path", "transformers_version", "torch_dtype", "dt
 # else that some loader might look for.
 DATA_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
 
+CONFIG = "config.json"
+CONFIGS = (CONFIG, "generation_config.json")
 INDEX = "model.safetensors.index.json"
 
 # Tensor name to dtype and shape.
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def check_whole(folder: Path) -> None:
-    """Raise InvalidInput unless `folder` holds a config, a tokenizer and weights as plain data,
-    none of them outside of it. Reads headers, no weights.
+@dataclass(frozen=True)
+class Checkpoint:
+    """All of a model but the numbers in its tensors."""
+
+    # By file name, those that there are.
+    configs: Mapping[str, dict[str, Any]]
+    # SHA-256 by file name, of those that there are.
+    tokenizer: Mapping[str, str]
+    tensors: Tensors
+
+
+def read(folder: Path) -> Checkpoint:
+    """What `folder` holds. Raises InvalidInput unless that is a config, a tokenizer and weights as
+    plain data, none of them outside of it. Reads headers, no weights.
     """
     check_data(folder)
-    json_object(folder, "config.json")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InvalidInput("tokenizer", "at least one tokenizer file", "none")
-    _check_index(folder, tensors(folder))
+    configs = {n: json_object(folder, n) for n in CONFIGS if n == CONFIG or (folder / n).exists()}
+    tokenizer = {n: sha256_of(folder / n) for n in TOKENIZER_FILES if (folder / n).is_file()}
+    check_tokenizer(tokenizer)
+    found = tensors(folder)
+    if (folder / INDEX).exists():
+        files = {name: file.name for file, name, _ in _entries(folder)}
+        check_index(json_object(folder, INDEX), files)
+    return Checkpoint(configs, tokenizer, found)
 
 
 def check_data(folder: Path) -> None:
@@ -43,21 +62,41 @@ def check_data(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise InvalidInput(name, "a file of the release itself", "a link")
-        if path.is_file() and path.suffix not in DATA_SUFFIXES:
-            raise InvalidInput(name, f"only data ({' '.join(DATA_SUFFIXES)})", path.suffix or name)
+        if path.is_file():
+            check_suffix(name)
 
 
-def check_interchangeable(running: Path, new: Path) -> None:
-    """Raise InvalidInput unless `new` holds other weights of the model in `running`, for the same
+def check_suffix(name: str) -> None:
+    """Raise InvalidInput unless the file of this name is plain data."""
+    suffix = PurePosixPath(name).suffix
+    if suffix not in DATA_SUFFIXES:
+        raise InvalidInput(name, f"only data ({' '.join(DATA_SUFFIXES)})", suffix or name)
+
+
+def check_tokenizer(tokenizer: Mapping[str, str]) -> None:
+    """Raise InvalidInput without any file of a tokenizer."""
+    if not tokenizer:
+        raise InvalidInput("tokenizer", "at least one tokenizer file", "none")
+
+
+def check_index(said: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Raise InvalidInput unless the index names for each tensor the file that holds it."""
+    weight_map = said.get("weight_map")
+    if weight_map != files:
+        wrong = sorted(n for n in files if not weight_map or weight_map.get(n) != files[n])
+        raise InvalidInput(f"{INDEX}: weight_map", "the files that hold the tensors", wrong[:1])
+
+
+def check_interchangeable(running: Checkpoint, new: Checkpoint) -> None:
+    """Raise InvalidInput unless `new` has other weights of the `running` model, for the same
     tokenizer and the same end of an answer.
     """
-    check_whole(new)
-    for name in ("config.json", "generation_config.json"):
+    for name in CONFIGS:
         _check_same_fields(running, new, name)
     for name in TOKENIZER_FILES:
-        if _bytes(running / name) != _bytes(new / name):
+        if running.tokenizer.get(name) != new.tokenizer.get(name):
             raise InvalidInput(name, "the tokenizer of the running model", "another")
-    ours, theirs = tensors(running), tensors(new)
+    ours, theirs = running.tensors, new.tensors
     if missing := sorted(ours.keys() - theirs.keys()):
         raise InvalidInput(missing[0], "a tensor of this name", "none")
     if extra := sorted(theirs.keys() - ours.keys()):
@@ -81,25 +120,36 @@ def tensors(folder: Path) -> Tensors:
     return found
 
 
-def finite_tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
+def finite_tensors(folder: Path) -> Generator[tuple[str, "torch.Tensor"], None, None]:
     """Every tensor by name, read now. Raises InvalidInput at the first that is not finite."""
-    import torch
-
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (not a dict)
                 tensor = opened.get_tensor(name)
-                if not torch.isfinite(tensor).all():
-                    raise InvalidInput(name, "finite numbers", "NaN or infinity")
+                check_finite(name, tensor)
                 yield name, tensor
+
+
+def check_finite(name: str, tensor: "torch.Tensor") -> None:
+    """Raise InvalidInput where a number is not finite."""
+    import torch
+
+    if not torch.isfinite(tensor).all():
+        raise InvalidInput(name, "finite numbers", "NaN or infinity")
 
 
 def json_object(folder: Path, name: str) -> dict[str, Any]:
     """The file's content. Raises InvalidInput."""
     try:
-        content = json.loads((folder / name).read_text("utf-8"))
+        return parsed(name, (folder / name).read_bytes())
     except FileNotFoundError:
         raise InvalidInput(name, "a file of this name", "none") from None
+
+
+def parsed(name: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises InvalidInput, which names the file."""
+    try:
+        content = json.loads(data.decode("utf-8"))
     except ValueError as e:
         raise InvalidInput(name, "JSON in UTF-8", str(e)) from None
     if not isinstance(content, dict):
@@ -120,25 +170,15 @@ def _entries(folder: Path) -> Iterator[tuple[Path, str, Any]]:
             raise InvalidInput(file.name, "a whole safetensors file", str(e)) from None
 
 
-def _check_index(folder: Path, found: Tensors) -> None:
-    if not (folder / INDEX).exists():
+def _check_same_fields(running: Checkpoint, new: Checkpoint, name: str) -> None:
+    ours, theirs = running.configs.get(name), new.configs.get(name)
+    if ours is None and theirs is None:
         return
-    said = json_object(folder, INDEX).get("weight_map")
-    held = {name: file.name for file, name, _ in _entries(folder)}
-    if said != held:
-        wrong = sorted(name for name in found if not said or said.get(name) != held[name])
-        raise InvalidInput(f"{INDEX}: weight_map", "the files that hold the tensors", wrong[:1])
-
-
-def _check_same_fields(running: Path, new: Path, name: str) -> None:
-    if not (running / name).exists() and not (new / name).exists():
-        return
-    ours, theirs = json_object(running, name), json_object(new, name)
+    if theirs is None:
+        raise InvalidInput(name, "a file of this name", "none")
+    if ours is None:
+        raise InvalidInput(name, "no file of this name, as the running model has none", "one")
     for field in sorted((ours.keys() | theirs.keys()) - set(PROVENANCE_FIELDS)):
         if ours.get(field) != theirs.get(field):
             where = f"{name.removesuffix('.json')}.{field}"
             raise InvalidInput(where, repr(ours.get(field)), theirs.get(field))
-
-
-def _bytes(file: Path) -> bytes | None:
-    return file.read_bytes() if file.exists() else None

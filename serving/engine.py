@@ -1,4 +1,4 @@
-"""Engine protocol and its vLLM adapter; with engine_worker.py the only code that imports vllm.
+"""Engine protocol and its vLLM adapter; with engine_worker.py all that runs vLLM's engine.
 
 vLLM is imported when the engine starts, not before: it takes seconds and reads its environment
 while it loads.
@@ -20,6 +20,8 @@ import msgspec
 from contracts.errors import InstructloopError
 from serving import lora
 from serving.engine_arguments import EngineOptions, engine_arguments, environment, text_start
+from serving.push import Offer
+from serving.twin import StagingFailed, Twin
 
 Kind = Literal["completions", "chat"]
 Body = dict[str, Any]
@@ -27,10 +29,8 @@ Body = dict[str, Any]
 # Of every chunk of every stream: the standard library's takes five times as long.
 decoded = msgspec.json.Decoder().decode
 
-STAGING_POLL_S = 0.05
 DONE = "data: [DONE]\n\n"
 SHUTDOWN_S = 5.0
-FORGET_ATTEMPTS, FORGET_PAUSE_S = 20, 0.05
 
 
 class EngineRefused(InstructloopError):
@@ -41,14 +41,6 @@ class EngineRefused(InstructloopError):
     def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
         self.status, self.param = status, param
         super().__init__(message)
-
-
-class StagingFailed(InstructloopError):
-    """The engine could not take the weights; the running ones are untouched."""
-
-
-class CacheKept(InstructloopError):
-    """The engine could not forget its cached prefixes; nothing was exchanged."""
 
 
 class Engine(Protocol):
@@ -88,6 +80,10 @@ class Engine(Protocol):
         """Load other weights of the same model beside the running ones. Raises StagingFailed."""
         ...
 
+    async def receive(self, offer: Offer, bound_s: float) -> None:
+        """The same with weights that a trainer sends, for at most `bound_s` seconds."""
+        ...
+
     async def swap(self) -> None:
         """Forget every cached prefix, then exchange the running weights and the staged ones.
 
@@ -122,6 +118,7 @@ class VllmEngine:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._client: Any = None
+        self._twin = Twin(None)
         self._handlers: dict[Kind, tuple[Any, Any]] = {}
         self._text_start: list[int] = []
         self._probes = 0
@@ -142,6 +139,7 @@ class VllmEngine:
         # server says meanwhile that it is loading. AsyncLLM binds to the event loop later, with its
         # first call.
         vllm, args, self._client = await asyncio.to_thread(_start_async_llm, arguments)
+        self._twin = Twin(self._client)
         state = vllm.State()
         await vllm.init_app_state(
             self._client, state, args, await self._client.get_supported_tasks()
@@ -230,37 +228,16 @@ class VllmEngine:
         return [float(positions[i][token_ids[i]].logprob) for i in range(1, len(token_ids))]
 
     async def stage(self, folder: Path) -> None:
-        try:
-            await self._client.collective_rpc("twin_stage", args=(str(folder),))
-            while (states := set(await self._client.collective_rpc("twin_state"))) == {"staging"}:
-                await asyncio.sleep(STAGING_POLL_S)
-        except Exception as e:
-            raise StagingFailed(f"the engine could not stage {folder.name}: {e}") from e
-        if states != {"ready"}:
-            raise StagingFailed("; ".join(sorted(states - {"ready", "staging"})))
+        await self._twin.stage(folder)
+
+    async def receive(self, offer: Offer, bound_s: float) -> None:
+        await self._twin.receive(offer, bound_s)
 
     async def swap(self) -> None:
-        # The public pause_generation sleeps 20 ms after this call.
-        await self._client.engine_core.pause_scheduler_async(mode="abort", clear_cache=True)
-        try:
-            # Nothing is cached between the two calls: the scheduler stands still.
-            await self._forget_prefixes()
-            await self._client.collective_rpc("twin_swap")
-        finally:
-            await self._client.resume_generation()
-
-    async def _forget_prefixes(self) -> None:
-        """vLLM refuses while a block is in use: a request that just ended holds its own for a
-        moment.
-        """
-        for _ in range(FORGET_ATTEMPTS):
-            if await self._client.reset_prefix_cache():
-                return
-            await asyncio.sleep(FORGET_PAUSE_S)
-        raise CacheKept("prefix cache: expected to be empty, but the engine keeps blocks of it")
+        await self._twin.swap()
 
     async def discard(self) -> None:
-        await self._client.collective_rpc("twin_discard")
+        await self._twin.discard()
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         await self._load_adapter(name, folder)

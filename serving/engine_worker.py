@@ -13,6 +13,8 @@ import multiprocessing
 import multiprocessing.process
 import os
 import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from vllm.model_executor.model_loader.utils import (
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from contracts.errors import InstructloopError
-from serving import checkpoint
+from serving import checkpoint, push
+
+Weights = Generator[tuple[str, torch.Tensor], None, None]
 
 READY, STAGING = "ready", "staging"
 
@@ -58,10 +62,18 @@ class TwinWeights:
     def twin_stage(self, folder: str) -> None:
         """Build a twin and start to fill it from the safetensors files in `folder`; ask
         `twin_state` how it goes.
+        """
+        self._twin_begin(checkpoint.finite_tensors(Path(folder)))
 
-        Construction sets process-wide defaults (dtype, device, current config), so it happens here,
-        between two steps of the engine; reading and packing touch the twin alone and run in a
-        thread.
+    def twin_receive(self, offer: str, bound_s: float) -> None:
+        """The same with what a trainer sends; `offer` is the JSON of a push.Offer."""
+        offered = push.Offer.model_validate_json(offer)
+        self._twin_begin(push.weights(offered, bound_s, self.device))
+
+    def _twin_begin(self, weights: Weights) -> None:
+        """Construction sets process-wide defaults (dtype, device, current config), so it happens
+        here, between two steps of the engine; reading and packing touch the twin alone and run in
+        a thread.
         """
         self.twin_discard()
         config = copy.copy(self.vllm_config)
@@ -73,7 +85,7 @@ class TwinWeights:
         with set_default_torch_dtype(config.model_config.dtype), self.device:
             twin = initialize_model(config)
         self._twin, self._twin_state = twin, STAGING
-        threading.Thread(target=self._twin_fill, args=(twin, Path(folder)), daemon=True).start()
+        threading.Thread(target=self._twin_fill, args=(twin, weights), daemon=True).start()
 
     def twin_state(self) -> str:
         """`staging`, `ready`, or why it failed."""
@@ -95,10 +107,13 @@ class TwinWeights:
         gc.collect()
 
     @torch.no_grad()
-    def _twin_fill(self, twin: nn.Module, folder: Path) -> None:
+    def _twin_fill(self, twin: nn.Module, weights: Weights) -> None:
         try:
-            twin.load_weights(checkpoint.finite_tensors(folder))  # type: ignore[operator]
-            process_weights_after_loading(twin, self.vllm_config.model_config, self.device)
+            with closing(weights), _aside(self.device):
+                twin.load_weights(weights)  # type: ignore[operator]
+                for _ in weights:  # what the model did not ask for is checked all the same
+                    pass
+                process_weights_after_loading(twin, self.vllm_config.model_config, self.device)
             twin.eval()
             _check_same_layout(self.model_runner.get_model(), twin)
             state = READY
@@ -108,6 +123,21 @@ class TwinWeights:
             state = f"{type(e).__name__}: {e}"
         if self._twin is twin:
             self._twin_state = state
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """GPU: on a stream of its own, so that no step of the live model waits for a copy to the twin,
+    or for a trainer. Everything is there when it ends.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    own = torch.cuda.Stream(device)
+    own.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(own):
+        yield
+    own.synchronize()
 
 
 def _check_same_layout(live: nn.Module, twin: nn.Module) -> None:

@@ -88,10 +88,11 @@ class _Followed(Collector):
         swaps = CounterMetricFamily(
             "instructloop_swaps",
             "Releases that were tried: swapped in, loaded beside, refused, rolled back",
-            labels=["release", "outcome"],
+            labels=["release", "outcome", "source"],
         )
-        for (release, outcome), count in Tally((c.release, c.outcome) for c in changes).items():
-            swaps.add_metric([release, outcome], count)
+        tried = Tally((c.release, c.outcome, c.source) for c in changes)
+        for labels, count in tried.items():
+            swaps.add_metric(labels, count)
         pause = CounterMetricFamily(
             "instructloop_swap_pause_seconds", "Time in which the gate was closed for an exchange"
         )

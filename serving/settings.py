@@ -101,6 +101,14 @@ class Settings(FromEnvironment):
         description="whether the weights before the last swap stay in memory, so that going back "
         "reads nothing",
     )
+    push: Literal["", "tcp", "nccl"] = Field(
+        default="",
+        description="how a trainer may push weights into this server: `tcp`, or `nccl` from GPU to "
+        "GPU; empty: not at all",
+    )
+    push_bound_s: float = Field(
+        default=300.0, gt=0, description="how long a push may take until its last tensor is there"
+    )
     max_adapters: int = Field(
         default=0,
         ge=0,
@@ -159,6 +167,7 @@ class Settings(FromEnvironment):
             drain_bound_s=self.drain_bound_s,
             canary_tolerance=self.canary_tolerance,
             keep_previous=self.keep_previous,
+            push_bound_s=self.push_bound_s,
             adapters=AdapterOptions(self.max_adapters, self.max_adapter_rank),
         )
 

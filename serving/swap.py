@@ -14,18 +14,19 @@ from contracts.events import Stamper
 from contracts.log import EventSink
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.shares import Shares
-from serving import canary, checkpoint
+from serving import canary
 from serving.adapters import AdapterOptions, Adapters
 from serving.canary import CanaryFailed
-from serving.changes import Changes, Timer
-from serving.engine import CacheKept, Engine
+from serving.changes import Changes, Source, Timer
+from serving.engine import Engine
 from serving.gate import Gate
+from serving.push import Offer
+from serving.standby import Standby
+from serving.twin import CacheKept
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "serving", "staging", "waiting", "swapping"]
-
-POLICY, ADAPTER = "policy", "adapter"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class SwapOptions:
     keep_previous: bool = True
     # With the gate closed, an engine that does not answer for so long is given up.
     exchange_bound_s: float = 60.0
+    # How long a trainer may take to send weights.
+    push_bound_s: float = 300.0
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
 
 
@@ -62,6 +65,7 @@ class WeightSwapper:
     ) -> None:
         self._engine, self._registry, self._gate = engine, registry, gate
         self._options, self._clock = options, clock
+        self._standby = Standby(engine, registry)
         self._changes = Changes(registry, sink, stamper)
         self.changes = self._changes.all
         # What every answer that is let through the gate now is made by, unless its person has
@@ -73,8 +77,6 @@ class WeightSwapper:
             engine, options.adapters, options.canary_tolerance, options.drain_bound_s
         )
         self.shares = Shares()
-        # The one before `base`, whose weights are still in memory.
-        self.standby: Release | None = None
         # What the registry wanted when it was read last.
         self.target: str | None = None
         self.state: State = "loading"
@@ -85,6 +87,11 @@ class WeightSwapper:
         self._left_out: set[str] = set()
         self._looking = asyncio.Lock()
         self._failure: EngineFailed | None = None
+
+    @property
+    def standby(self) -> Release | None:
+        """Whose weights are in memory beside those of `base`: the one before, or a pushed one."""
+        return self._standby.release
 
     @property
     def loaded(self) -> dict[str, Release]:
@@ -115,11 +122,31 @@ class WeightSwapper:
         """One look at the registry, and the swap that it asks for; with `again` even to a release
         that was refused.
         """
+        async with self._alone():
+            await self._look(again)
+
+    async def receive(self, offer: Offer) -> str | None:
+        """Have the weights that a trainer offers lie beside the running ones, and their release
+        known: to swap to it reads nothing. None, or why they are refused.
+        """
+        release_id = offer.release.id
+        async with self._alone():
+            if release_id in self.loaded or self._standby.has(release_id):
+                return None
+            async with self._attempt(release_id, offer.transport) as timer:
+                with timer.step("stage_ms"):
+                    async with self._refusing():
+                        await self._standby.receive(offer, self._options.push_bound_s)
+                await self._changes.note(release_id, "loaded", None, timer)
+            return self._changes.all[-1].reason
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
         async with self._looking:
             if self._failure is not None:
                 raise self._failure
             try:
-                await self._look(again)
+                yield
             except EngineFailed as e:  # whoever looked, `run` ends by it
                 self._failure = e
                 raise
@@ -172,13 +199,13 @@ class WeightSwapper:
         raise EngineFailed("no release in the registry can be served")
 
     async def _start(self, release_id: str) -> Release:
-        release, folder = await asyncio.to_thread(self._verified, release_id)
+        verified = self._standby.verified
+        release, folder = await asyncio.to_thread(verified, release_id)
         base, weights = release, folder
         if release.base is not None:
             whole = await asyncio.to_thread(self._registry.whole, release.base)
-            base, weights = await asyncio.to_thread(self._verified, whole.id)
-        await asyncio.to_thread(_check_alone, weights)
-        await self._engine.start(weights, base.model)
+            base, weights = await asyncio.to_thread(verified, whole.id)
+        await self._standby.start(base, weights)
         await self._check_canary(base.canary)
         self.base = base
         if release.base is not None:
@@ -186,7 +213,8 @@ class WeightSwapper:
         return release
 
     async def _follow(self, release_id: str) -> None:
-        async with self._attempt(release_id) as timer:
+        known = release_id in self.loaded or self._standby.has(release_id)
+        async with self._attempt(release_id, "memory" if known else "disk") as timer:
             with timer.step("stage_ms"):
                 release = await self._stage(release_id)
             if release_id not in self.loaded:
@@ -210,15 +238,15 @@ class WeightSwapper:
         for release_id in shares.parts:
             if release_id in self.loaded or release_id in self._left_out:
                 continue
-            async with self._attempt(release_id) as timer:
+            async with self._attempt(release_id, "disk") as timer:
                 with timer.step("stage_ms"):
                     await self._stage(release_id, beside=True)
                 await self._changes.note(release_id, "loaded", None, timer)
 
     @asynccontextmanager
-    async def _attempt(self, release_id: str) -> AsyncIterator[Timer]:
+    async def _attempt(self, release_id: str, source: Source) -> AsyncIterator[Timer]:
         """Try to have a release: one that is refused is noted, and left out."""
-        timer = Timer(self._clock)
+        timer = Timer(self._clock, source)
         self.state = "staging"
         try:
             yield timer
@@ -238,30 +266,27 @@ class WeightSwapper:
         """
         if release_id in self.loaded:
             return self.loaded[release_id]
-        if self.standby is not None and self.standby.id == release_id and not beside:
+        if self.standby is not None and self._standby.has(release_id) and not beside:
             return self.standby
-        try:
-            release, folder = await asyncio.to_thread(self._verified, release_id)
+        async with self._refusing():
+            release, folder = await asyncio.to_thread(self._standby.verified, release_id)
             if beside or release.base is not None:
                 await self._load_adapter(release, folder)
             else:
-                await self._stage_weights(release, folder)
-        except Exception as e:
-            if self.standby is None:
-                await self._engine.discard()
-            raise _Refused(str(e)) from e
+                await self._standby.stage(release, folder)
         return release
 
-    async def _stage_weights(self, release: Release, folder: Path) -> None:
-        await asyncio.to_thread(self._check_fits, release, folder)
-        # By the running weights: a canary that the engine does not take is found out here.
-        await self._engine.logprobs(release.canary.token_ids)
-        self.standby = None
-        await self._engine.stage(folder)
+    @asynccontextmanager
+    async def _refusing(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except Exception as e:
+            await self._standby.tidy()
+            raise _Refused(str(e)) from e
 
     async def _load_adapter(self, release: Release, folder: Path) -> None:
         assert self.base is not None
-        self._check_model(release)
+        self._standby.check_model(release)
         if release.base != self.base.artifact:
             served = f"{self.base.artifact}, of {self.base.id}, which is served"
             raise InvalidInput("release.base", served, release.base)
@@ -275,8 +300,7 @@ class WeightSwapper:
             self.state = "waiting"
             turn = await self._turn_to_drain(release.id)
             if turn is None:
-                if self.standby is None:
-                    await self._engine.discard()
+                await self._standby.tidy()
                 return
             held.enter_context(turn)
             self.state = "swapping"
@@ -286,8 +310,7 @@ class WeightSwapper:
             with timer.step("pause_ms"):
                 reason = await self._exchange(release)
         self._settled = release.id
-        if self.standby is None:
-            await self._engine.discard()
+        await self._standby.tidy()
         await self._changes.note(
             release.id, "rolled_back" if reason else "swapped_in", reason, timer
         )
@@ -320,10 +343,10 @@ class WeightSwapper:
                 f"{str(e) or type(e).__name__}"
             ) from e
         if reason:
-            self.standby = None
+            self._standby.release = None
         else:
             self.serving = self.base = release
-            self.standby = old if self._options.keep_previous else None
+            self._standby.release = old if self._options.keep_previous else None
             self._left_out.clear()
         return reason
 
@@ -340,35 +363,9 @@ class WeightSwapper:
             return str(e)
         return None
 
-    def _verified(self, release_id: str) -> tuple[Release, Path]:
-        """The release and its folder, every byte read again. Raises NotFound or CorruptArtifact."""
-        release = self._registry.get(release_id)
-        wanted = POLICY if release.base is None else ADAPTER
-        kind = self._registry.artifacts.verify(release.artifact).kind
-        if kind != wanted:
-            raise InvalidInput("release.artifact", f"an artifact of kind {wanted}", kind)
-        return release, self._registry.artifacts.path(release.artifact)
-
-    def _check_fits(self, release: Release, folder: Path) -> None:
-        assert self.base is not None
-        self._check_model(release)
-        running = self._registry.artifacts.path(self.base.artifact)
-        checkpoint.check_interchangeable(running, folder)
-
-    def _check_model(self, release: Release) -> None:
-        assert self.base is not None
-        if release.model != self.base.model:
-            raise InvalidInput("release.model", self.base.model, release.model)
-
     async def _check_canary(self, said: Canary) -> None:
         await canary.check(self._engine, said, self._options.canary_tolerance)
 
 
 class _Refused(InstructloopError):
     """The release cannot be served; the running one is untouched."""
-
-
-def _check_alone(folder: Path) -> None:
-    checkpoint.check_whole(folder)
-    for _ in checkpoint.finite_tensors(folder):
-        pass

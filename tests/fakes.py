@@ -2,16 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from contracts.access import SCOPES, USER_SCOPES, Principal
-from contracts.errors import InvalidInput, Unauthenticated
+from contracts.errors import InstructloopError, InvalidInput, Unauthenticated
 from contracts.events import validate
 from contracts.v1 import events_pb2 as pb
-from serving import checkpoint
-from serving.engine import Body, CacheKept, Kind, StagingFailed
+from serving import checkpoint, push
+from serving.engine import Body, Kind
+from serving.push import Offer
 from serving.request import prompts
+from serving.twin import CacheKept, StagingFailed
 
 
 class MemorySink:
@@ -90,6 +95,8 @@ class FakeEngine:
         self.staged: Path | None = None
         self.adapters: dict[str, Path] = {}
         self.swaps = self.stagings = 0
+        # What a trainer sent last, by name.
+        self.received: dict[str, torch.Tensor] = {}
         self.cache_kept = False
         self.staging_error: str | None = None
         self.broken: str | None = None
@@ -141,6 +148,19 @@ class FakeEngine:
         except InvalidInput as e:
             raise StagingFailed(str(e)) from e
         self.staged, self.stagings = folder, self.stagings + 1
+
+    async def receive(self, offer: Offer, bound_s: float) -> None:
+        def take() -> None:
+            with closing(push.weights(offer, bound_s, torch.device("cpu"))) as weights:
+                for name, tensor in weights:
+                    self.received[name] = tensor
+
+        self.received.clear()
+        try:
+            await asyncio.to_thread(take)
+        except InstructloopError as e:
+            raise StagingFailed(str(e)) from e
+        self.staged = Path(offer.release.artifact)
 
     async def swap(self) -> None:
         assert self.staged is not None

@@ -51,6 +51,22 @@ def test_what_is_published_is_current(registry: ReleaseRegistry, artifact: str) 
     assert registry.history() == ["r0001", "r0002"]
 
 
+def test_what_is_added_is_known_and_not_current_and_needs_no_artifact(
+    registry: ReleaseRegistry, artifact: str
+) -> None:
+    registry.publish(release("r0001", artifact))
+    pushed = release("r0002", "0" * 64, parent="r0001")
+    registry.add(pushed)
+    registry.add(pushed)
+    assert registry.get("r0002") == pushed and registry.history() == ["r0001"]
+    with pytest.raises(InvalidInput, match="an id that is not taken"):
+        registry.add(release("r0002", artifact))
+    with pytest.raises(NotFound):
+        registry.publish(pushed)
+    assert registry.swap_to("r0002") == pushed
+    assert registry.rollback().id == "r0001"
+
+
 def test_rollback_goes_to_the_parent_and_history_keeps_both(
     registry: ReleaseRegistry, artifact: str
 ) -> None:

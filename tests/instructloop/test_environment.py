@@ -7,7 +7,7 @@ from serving.settings import Settings
 
 
 def test_variables_that_something_reads_are_taken() -> None:
-    names = ("MAX_N", "KAFKA_TIMEOUT_S", "SPOOL_PATH", "MASTER_KEY", "LOG")
+    names = ("MAX_N", "KAFKA_TIMEOUT_S", "SPOOL_PATH", "MASTER_KEY", "LOG", "ADMIN_KEY", "PUSH")
     check_environment({f"INSTRUCTLOOP_{name}": "1" for name in names} | {"HOME": "/"})
 
 

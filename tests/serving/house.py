@@ -63,11 +63,14 @@ class House:
 
 
 @contextmanager
-def house(root: Path, settings: Settings | None = None) -> Iterator[House]:
-    """The server, once release r1 of the model `tiny` answers."""
+def house(
+    root: Path, settings: Settings | None = None, *, published: bool = False
+) -> Iterator[House]:
+    """The server, once release r1 of the model `tiny` answers, or what else was `published`."""
     place = Place(f"sqlite:///{root}/log.db", root / "registry", root / "keys.db")
     registry, log = ReleaseRegistry(place.registry), open_events(place.log)
-    publish(registry, root)
+    if not published:
+        publish(registry, root)
     granted = pb.Consent(state=pb.CONSENT_STATE_GRANTED, notice_version=notice.CURRENT.version)
     log.append([Stamper("test").event("ann", granted)])
     engine = FakeEngine()

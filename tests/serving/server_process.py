@@ -26,6 +26,8 @@ def main() -> None:
         release_poll_s=0.1,
         tool_call_parser="hermes",
         max_adapters=int(sys.argv[4]),
+        push="tcp",
+        push_bound_s=60,
     )
     app = create_app(
         settings,

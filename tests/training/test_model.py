@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from contracts.errors import CorruptArtifact, InvalidInput
-from serving.checkpoint import check_interchangeable
+from serving import checkpoint
 from tests import tiny_models
 from tests.training.architectures import ARCHITECTURES, SIZES
 from training.likelihood import accumulate_likelihood
@@ -192,7 +192,7 @@ def test_the_tokenizer_files_of_a_model_from_outside_stay_as_they_are(
     (tiny / "merges.txt").write_text("#version: 0.2\n")
     save_policy(load_policy(tiny), load_tokenizer(tiny), tmp_path / "policy")
     RewardModel.from_policy(tiny).save(tmp_path / "reward", load_tokenizer(tiny))
-    check_interchangeable(tiny, tmp_path / "policy")
+    checkpoint.check_interchangeable(checkpoint.read(tiny), checkpoint.read(tmp_path / "policy"))
     for name in ("tokenizer_config.json", "special_tokens_map.json", "merges.txt"):
         assert (tmp_path / "reward" / name).read_bytes() == (tiny / name).read_bytes()
     assert not (tmp_path / "policy" / "chat_template.jinja").exists()

@@ -1,0 +1,390 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from contracts.artifact import ArtifactManifest
+from contracts.errors import CorruptArtifact, InvalidInput, NotFound
+from contracts.release import Release, ReleaseRegistry
+from instructloop.push import PushRefused, push
+from serving.push import Offer
+from serving.settings import Settings
+from serving.transport import Meeting, listen
+from tests.serving import house as houses
+from tests.serving.house import House, house
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A server on r1 that trainers may push to."""
+    settings = Settings(release_poll_s=0.02, push="tcp", push_bound_s=20)
+    with house(tmp_path_factory.mktemp("server"), settings) as running:
+        yield running
+
+
+@dataclass
+class Trainer:
+    """A registry of its own, on a machine of its own."""
+
+    registry: ReleaseRegistry
+    aside: Path
+    served: Release
+
+    def release(
+        self,
+        release_id: str,
+        seed: float,
+        spoil: Callable[[Path], object] = lambda _: None,
+        **record: Any,
+    ) -> Release:
+        """Other weights of the model that r1 is of, spoiled before they are stored."""
+        folder = houses.model_folder(self.aside / release_id)
+        tensors = {name: t + seed for name, t in load_file(folder / WEIGHTS).items()}
+        save_file(tensors, folder / WEIGHTS)
+        spoil(folder)
+        facts = {"artifact": self.registry.artifacts.put("policy", folder), "parent": "r1"}
+        release = self.served.model_copy(update={"id": release_id, **facts, **record})
+        self.registry.add(release)
+        return release
+
+    def path(self, release: Release) -> Path:
+        return self.registry.artifacts.path(release.artifact)
+
+
+@pytest.fixture
+def trainer(here: House, tmp_path: Path) -> Trainer:
+    registry = ReleaseRegistry(tmp_path / "trainer")
+    return Trainer(registry, tmp_path / "aside", here.registry.get("r1"))
+
+
+def key(here: House) -> str:
+    return here.key("root", "admin")
+
+
+def serving(here: House) -> str:
+    release: str = httpx.get(f"{here.url}/readyz").json()["release"]
+    return release
+
+
+def changes(here: House) -> list[tuple[str, str, str]]:
+    with here.client("bob") as client:
+        data = client.get("/v1/releases").json()["data"]
+    return [(change["release"], change["outcome"], change["source"]) for change in data]
+
+
+def test_what_a_trainer_pushes_is_served_without_a_file_of_it(
+    here: House, trainer: Trainer
+) -> None:
+    pushed, stagings = trainer.release("p1", 0.5), here.engine.stagings
+    before = len(changes(here))
+    push(trainer.registry, "p1", [here.url + "/"], key(here))
+    assert serving(here) == here.registry.current_id() == "p1"
+    assert here.registry.get("p1") == pushed
+    sent = load_file(trainer.path(pushed) / WEIGHTS)
+    assert here.engine.received.keys() == sent.keys()
+    assert all(torch.equal(here.engine.received[name], sent[name]) for name in sent)
+    assert changes(here)[before:] == [("p1", "loaded", "tcp"), ("p1", "swapped_in", "memory")]
+    with pytest.raises(NotFound):
+        here.registry.artifacts.path(pushed.artifact)
+    with here.client("ann") as client:
+        asked = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        assert client.post("/v1/completions", json=asked).json()["system_fingerprint"] == "p1"
+    with here.client("root", "admin") as root:
+        text = root.get("/metrics").text
+        assert 'instructloop_swaps_total{outcome="loaded",release="p1",source="tcp"} 1.0' in text
+        assert root.post("/v1/admin/rollback").json()["serving"] == "r1"
+        assert root.post("/v1/admin/swap", json={"release": "p1"}).json()["serving"] == "p1"
+        assert root.post("/v1/admin/rollback").json()["serving"] == "r1"
+    assert here.engine.stagings == stagings
+
+
+def test_a_release_over_a_pushed_one_is_held_against_the_same_model(
+    here: House, trainer: Trainer
+) -> None:
+    """Its own artifact is on no disk of the server."""
+    trainer.release("over-1", 1.0)
+    trainer.release("over-2", 2.0, parent="over-1")
+    other = trainer.release("over-3", 3.0, change(lambda t: t.pop("weight")))
+    for release_id in ("over-1", "over-2"):
+        push(trainer.registry, release_id, [here.url], key(here))
+        assert serving(here) == release_id
+    with pytest.raises(PushRefused, match="weight: expected a tensor of this name"):
+        push(trainer.registry, other.id, [here.url], key(here))
+    from_disk = trainer.release("over-4", 4.0, parent="over-2")
+    here.registry.artifacts.put("policy", trainer.path(from_disk))
+    with here.client("root", "admin") as root:
+        here.registry.add(from_disk)
+        assert root.post("/v1/admin/swap", json={"release": "over-4"}).json()["serving"] == "over-4"
+    assert changes(here)[-1] == ("over-4", "swapped_in", "disk")
+    to_first(here)
+
+
+def to_first(here: House) -> None:
+    with here.client("root", "admin") as root:
+        assert root.post("/v1/admin/swap", json={"release": "r1"}).json()["serving"] == "r1"
+
+
+def change(how: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        how(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return spoil
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("says", "spoil", "record"),
+    [
+        ("extra: expected no tensor", change(lambda t: t.update(extra=torch.ones(1))), {}),
+        ("weight: expected F32 (1,)", change(lambda t: t.update(weight=torch.ones(2))), {}),
+        ("weight: expected F32 (1,)", change(lambda t: t.update(weight=torch.ones(1).half())), {}),
+        ("weight: expected finite", change(lambda t: t["weight"].fill_(float("nan"))), {}),
+        ("weight: expected finite", change(lambda t: t["weight"].fill_(float("inf"))), {}),
+        ("tokenizer.json: expected the tokenizer", written("tokenizer.json", "[]"), {}),
+        ("config.vocab_size", written("config.json", '{"vocab_size": 3}'), {}),
+        ("config.json: expected JSON", written("config.json", "{"), {}),
+        ("generation_config.json: expected no file", written("generation_config.json", "{}"), {}),
+        ("only data", written("modeling.py", "import os"), {}),
+        ("at least one tokenizer", lambda folder: (folder / "tokenizer.json").unlink(), {}),
+        ("release.model: expected tiny", None, {"model": "other"}),
+        ("release.id: expected an id that is not taken", None, {"id": "r1-again"}),
+    ],
+    ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
+)
+def test_bad_push_is_refused_with_its_reason_and_touches_nothing(
+    here: House,
+    trainer: Trainer,
+    says: str,
+    spoil: Callable[[Path], object] | None,
+    record: dict[str, Any],
+) -> None:
+    here.registry.add(trainer.served.model_copy(update={"id": "r1-again"}))
+    bad = trainer.release(f"bad-{trainer.aside.parent.name}", 1.0, spoil or bool, **record)
+    before, swaps = here.registry.turns(), here.engine.swaps
+    with pytest.raises(PushRefused) as refused:
+        push(trainer.registry, bad.id, [here.url], key(here))
+    assert says in str(refused.value) and bad.id in str(refused.value)
+    assert changes(here)[-1] == (bad.id, "refused", "tcp")
+    assert here.registry.turns() == before and here.engine.swaps == swaps
+    assert here.engine.staged is None or here.engine.staged.name != bad.artifact
+    assert serving(here) == "r1"
+
+
+def header(how: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """The tensors are `layers.0.linear.weight`, of 16 bytes, and `weight`, of 4."""
+
+    def spoil(offer: dict[str, Any]) -> None:
+        entries = json.loads(offer["headers"][WEIGHTS])
+        how(entries)
+        padded = json.dumps(entries).ljust(len(offer["headers"][WEIGHTS]))
+        offer["headers"][WEIGHTS] = padded
+
+    return spoil
+
+
+def manifest(how: Callable[[list[dict[str, Any]]], object]) -> Callable[[dict[str, Any]], object]:
+    """With the digest that belongs to it."""
+
+    def spoil(offer: dict[str, Any]) -> None:
+        how(offer["manifest"]["files"])
+        said = ArtifactManifest.model_validate(offer["manifest"])
+        offer["release"]["artifact"] = said.digest
+
+    return spoil
+
+
+def index(offer: dict[str, Any]) -> None:
+    text = '{"weight_map": {"weight": "other.safetensors"}}'
+    name, digest = "model.safetensors.index.json", hashlib.sha256(text.encode()).hexdigest()
+    offer["texts"][name] = text
+    entry = {"path": name, "sha256": digest, "bytes": len(text)}
+    manifest(lambda files: files.append(entry))(offer)
+
+
+def twice(offer: dict[str, Any]) -> None:
+    offer["headers"]["more.safetensors"] = offer["headers"][WEIGHTS]
+    first = next(f for f in offer["manifest"]["files"] if f["path"] == WEIGHTS)
+    manifest(lambda files: files.append({**first, "path": "more.safetensors"}))(offer)
+
+
+SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "another manifest": ("expected digest", lambda o: o["manifest"]["files"].pop()),
+    "another kind": (
+        "kind policy",
+        lambda o: (o["manifest"].update(kind="dataset"), manifest(bool)(o)),
+    ),
+    "another config": (
+        "config.json: expected sha256",
+        lambda o: o["texts"].update({"config.json": "[]"}),
+    ),
+    "no config": ("config.json: expected a file", lambda o: o["texts"].clear()),
+    "no header": ("headers: expected those of", lambda o: o["headers"].clear()),
+    "no weights": ("headers: expected those of []", manifest(lambda files: files.pop(1))),
+    "not JSON": ("expected JSON", lambda o: o["headers"].update({WEIGHTS: "{"})),
+    "no offsets": ("data_offsets", header(lambda e: e["weight"].pop("data_offsets"))),
+    "overlap": ("bytes 16 to 20", header(lambda e: e["weight"].update(data_offsets=[12, 16]))),
+    "gap": ("bytes 16 to 20", header(lambda e: e["weight"].update(data_offsets=[20, 24]))),
+    "negative": ("greater than or equal to 0", header(lambda e: e["weight"].update(shape=[-1]))),
+    "too long": ("bytes 16 to 24", header(lambda e: e["weight"].update(shape=[2]))),
+    "too few": ("16 bytes of tensors", header(lambda e: e.pop("weight"))),
+    "unknown dtype": ("one of F64", header(lambda e: e["weight"].update(dtype="F4"))),
+    "index lies": ("weight_map", index),
+    "tensor twice": ("one tensor of that name", twice),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_offer_that_contradicts_itself_is_refused(trainer: Trainer, name: str) -> None:
+    says, spoil = SPOILED[name]
+    offer = offered(trainer, trainer.release("offered", 1.0), 1)
+    assert Offer.model_validate(offer).checkpoint().tensors.keys() >= {"weight"}
+    spoil(offer)
+    with pytest.raises((InvalidInput, CorruptArtifact)) as refused:
+        Offer.model_validate(offer).checkpoint()
+    assert says in str(refused.value)
+
+
+def test_bytes_that_differ_from_the_manifest_are_refused_and_the_next_push_works(
+    here: House, trainer: Trainer
+) -> None:
+    bad, good = trainer.release("flipped", 1.0), trainer.release("whole", 2.0)
+    file = trainer.path(bad) / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(PushRefused, match=rf"{WEIGHTS}: expected sha256"):
+        push(trainer.registry, bad.id, [here.url], key(here))
+    assert here.engine.staged is None and serving(here) == "r1"
+    file.write_bytes(content[:-4])
+    with pytest.raises(CorruptArtifact, match=f"{WEIGHTS}: it ends within"):
+        push(trainer.registry, bad.id, [here.url], key(here))
+    assert changes(here)[-1] == (bad.id, "refused", "tcp")
+    with pytest.raises(NotFound):
+        here.registry.get(bad.id)
+    push(trainer.registry, good.id, [here.url], key(here))
+    assert serving(here) == good.id
+    to_first(here)
+
+
+def test_trainer_that_is_killed_in_the_middle_leaves_nothing_behind(
+    here: House, trainer: Trainer
+) -> None:
+    trainer.release("killed", 1.0)
+    command = [sys.executable, "-m", "tests.serving.half_trainer", str(trainer.registry.root)]
+    with subprocess.Popen(
+        [*command, "killed", here.url, key(here)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        process.kill()
+    with here.client("root", "admin") as root:  # answered when the push is over
+        assert root.post("/v1/admin/swap", json={"release": "r1"}).status_code == 200
+    with here.client("ann") as client:
+        last = client.get("/v1/releases").json()["data"][-1]
+    assert "the trainer left with" in last["reason"]
+    assert changes(here)[-1] == ("killed", "refused", "tcp")
+    assert here.engine.staged is None and serving(here) == "r1"
+    push(trainer.registry, "killed", [here.url], key(here))
+    assert serving(here) == "killed"
+    to_first(here)
+
+
+def offered(trainer: Trainer, release: Release, port: int, **other: Any) -> dict[str, Any]:
+    meeting = Meeting(host="127.0.0.1", port=port, secret="5e" * 32)
+    offer = Offer.of(release, trainer.path(release), "tcp", meeting)
+    return offer.model_dump(mode="json") | other
+
+
+def test_trainer_that_is_not_there_or_says_nothing_is_given_up(
+    tmp_path: Path, here: House, trainer: Trainer
+) -> None:
+    release = trainer.release("silent", 1.0)
+    with listen("127.0.0.1") as silent:
+        port = silent.getsockname()[1]
+        settings = Settings(release_poll_s=0.02, push="tcp", push_bound_s=0.3)
+        body = offered(trainer, release, port)
+        with house(tmp_path / "hasty", settings) as hasty, hasty.client("root", "admin") as root:
+            answer = root.post("/v1/admin/push", json=body)
+            assert answer.status_code == 409 and "longer than it may" in answer.text
+    with here.client("root", "admin") as root:
+        answer = root.post("/v1/admin/push", json=offered(trainer, release, port))
+        assert answer.status_code == 409 and "no trainer at 127.0.0.1" in answer.text
+        answer = root.post("/v1/admin/push", json=offered(trainer, release, port, transport="nccl"))
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "transport"
+    assert serving(here) == "r1"
+
+
+def test_nobody_but_an_operator_may_push_and_by_default_nobody_may(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.release("unwanted", 1.0)
+    for who in ("nobody", here.key("ann"), here.key("kim", "metrics", "label")):
+        with pytest.raises(PushRefused, match=r"unknown or revoked|insufficient permissions"):
+            push(trainer.registry, "unwanted", [here.url], who)
+    with here.client("ann") as ann:
+        assert ann.post("/v1/admin/push", json={}).status_code == 403
+    assert httpx.post(f"{here.url}/v1/admin/push", json={}).status_code == 401
+    with house(tmp_path / "default") as closed:
+        with closed.client("root", "admin") as root:
+            assert root.post("/v1/admin/push", json={}).status_code == 404
+        with pytest.raises(InvalidInput, match="a server with INSTRUCTLOOP_PUSH set"):
+            push(trainer.registry, "unwanted", [closed.url], key(closed))
+
+
+def test_release_that_one_server_refuses_is_swapped_to_by_none(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    """The second one does not know the key."""
+    trainer.release("shared", 1.0)
+    with house(tmp_path / "second", Settings(release_poll_s=0.02, push="tcp")) as second:
+        with pytest.raises(PushRefused, match=rf"{second.url}: .*unknown"):
+            push(trainer.registry, "shared", [here.url, second.url], key(here))
+        assert serving(here) == serving(second) == "r1"
+    push(trainer.registry, "shared", [here.url], key(here))
+    assert serving(here) == "shared"
+    to_first(here)
+
+
+def test_adapter_and_unknown_release_are_not_pushed(here: House, trainer: Trainer) -> None:
+    trainer.release("adapted", 1.0, base="0" * 64)
+    with pytest.raises(InvalidInput, match="release: expected one of whole weights"):
+        push(trainer.registry, "adapted", [here.url], key(here))
+    with pytest.raises(NotFound):
+        push(trainer.registry, "unknown", [here.url], key(here))
+    trainer.release("fine", 1.0)
+    with pytest.raises(PushRefused, match=r"127\.0\.0\.1:9: "):
+        push(trainer.registry, "fine", ["http://127.0.0.1:9"], key(here))
+
+
+def test_start_after_a_push_serves_what_is_stored_until_the_artifact_is_there(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    """A registry as a server leaves it that was pushed to, and ends."""
+    settings = Settings(release_poll_s=0.02, push="tcp")
+    with house(tmp_path / "restarted", settings) as restarted:
+        release = trainer.release("volatile", 1.0)
+        push(trainer.registry, "volatile", [restarted.url], key(restarted))
+    shutil.copytree(tmp_path / "restarted" / "registry", tmp_path / "again" / "registry")
+    with house(tmp_path / "again", settings, published=True) as again:
+        assert serving(again) == "r1"
+        assert changes(again)[0] == ("volatile", "refused", "disk")
+        again.registry.artifacts.put("policy", trainer.path(release))
+        with again.client("root", "admin") as root:
+            said = root.post("/v1/admin/swap", json={"release": "volatile"}).json()
+        assert said["serving"] == "volatile"
