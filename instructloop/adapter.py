@@ -1,4 +1,4 @@
-"""Publish a LoRA adapter that was trained elsewhere, over a release that is known."""
+"""Publish a LoRA adapter that was trained elsewhere, over a release that is known; merge one."""
 
 import datetime as dt
 import math
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from contracts.errors import InvalidInput
 from contracts.release import Release, ReleaseRegistry
 from serving import lora
+from training.lora import note
 from training.model import canary_of, load_policy, load_tokenizer, save_policy
 
 
@@ -46,7 +47,8 @@ def bring_adapter(
 @torch.no_grad()
 def merge(base: Path, adapter: Path, folder: Path) -> None:
     """Save the model in `base` with W + s B A in place of each adapted weight W (out, in): s is
-    alpha / r or, rank-stabilized (Kalajdzievski 2023), alpha / sqrt(r). The adapter fits.
+    alpha / r or, rank-stabilized (Kalajdzievski 2023), alpha / sqrt(r). The adapter fits. Beside
+    the folder it says what was merged, so that training can go on from the adapter.
     """
     policy, config = load_policy(base), lora.config_of(adapter)
     rank = config["r"]
@@ -58,3 +60,4 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
             b = factors[name.replace(".lora_A.", ".lora_B.")]
             policy.get_parameter(f"{layer}.weight").add_(b @ a, alpha=scale)
     save_policy(policy, load_tokenizer(base), folder)
+    note(folder, base, adapter)

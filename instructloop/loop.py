@@ -14,6 +14,7 @@ from contracts.v1 import events_pb2 as pb
 from feedback.dataset.build import build_dataset
 from feedback.dataset.review import Reviews
 from feedback.dataset.segment import Outlines
+from instructloop.adapter import merge
 from instructloop.stages import Stages
 from instructloop.work import (
     Loop,
@@ -25,6 +26,7 @@ from instructloop.work import (
     train_policy,
     train_reward_models,
 )
+from training.lora import adapter_over
 from training.metrics import read_metrics
 from training.model import canary_of
 
@@ -68,7 +70,7 @@ def train_candidate(loop: Loop) -> Candidate:
     """
     # 1. Dataset: what may be used of what people said.
     stages, parent = loop.stages, parent_of(loop)
-    before = loop.registry.artifacts.path(parent.artifact)
+    before = _weights(loop, parent)
     digest = stages.run("dataset", lambda _: {"digest": _dataset(loop)})["digest"]
 
     # 2. A model that was brought from outside first learns from the demonstrations.
@@ -108,7 +110,7 @@ def describe(loop: Loop, candidate: Candidate) -> Release:
     return _describe(
         loop,
         candidate.model,
-        parent=candidate.parent.id,
+        parent=candidate.parent,
         dataset=candidate.dataset,
         reward_model=loop.registry.artifacts.put("reward_model", candidate.reward_model),
         evaluation=candidate.figures,
@@ -129,15 +131,26 @@ def publish(loop: Loop, described: Release) -> Release:
 
 
 def parent_of(loop: Loop) -> Release:
-    """The release that this round starts from, the same when the round is taken up again. Raises
-    InvalidInput where that is an adapter.
-    """
+    """The release that this round starts from, the same when the round is taken up again."""
     parent = first_release(loop)
     started = loop.stages.run("parent", lambda _: {"release": parent.id})
-    release = loop.registry.get(started["release"])
-    if release.base is not None:
-        raise InvalidInput("release", "a whole policy to train on, such as its base", release.id)
-    return release
+    return loop.registry.get(started["release"])
+
+
+def _weights(loop: Loop, release: Release) -> Path:
+    """The folder of a release's whole weights: an adapter is merged into those that it adapts."""
+    artifacts = loop.registry.artifacts
+    policy = artifacts.path(release.artifact)
+    if release.base is None:
+        return policy
+    base = artifacts.path(release.base)
+
+    def work(folder: Path) -> dict[str, Any]:
+        merge(base, policy, folder / "model")
+        return {"base": release.base}
+
+    loop.stages.run("merge", work)
+    return loop.stages.path("merge") / "model"
 
 
 def _dataset(loop: Loop) -> str:
@@ -160,7 +173,7 @@ def _describe(
     loop: Loop,
     model: Path,
     *,
-    parent: str | None,
+    parent: Release | None,
     dataset: str | None,
     reward_model: str | None = None,
     evaluation: dict[str, float] | None = None,
@@ -169,7 +182,7 @@ def _describe(
     again.
     """
     registry = loop.registry
-    artifact = registry.artifacts.put("policy", model)
+    artifact, base = _stored(registry, model, parent)
 
     def work(_: Path) -> dict[str, Any]:
         described = Release(
@@ -177,8 +190,9 @@ def _describe(
             model=loop.config.model,
             created=dt.datetime.now(dt.UTC),
             artifact=artifact,
-            canary=canary_of(registry.artifacts.path(artifact)),
-            parent=parent,
+            base=base,
+            canary=canary_of(model),
+            parent=parent.id if parent else None,
             dataset=dataset,
             reward_model=reward_model,
             code_version=loop.code_version,
@@ -187,6 +201,21 @@ def _describe(
         return {"release": described.model_dump(mode="json")}
 
     return Release.model_validate(loop.stages.run(f"release-{artifact[:8]}", work)["release"])
+
+
+def _stored(
+    registry: ReleaseRegistry, model: Path, parent: Release | None
+) -> tuple[str, str | None]:
+    """The policy in a stage's folder as an artifact, and the one that it adapts. An adapter of the
+    weights that the parent runs on is stored as such, since servers switch to it without a pause;
+    any other policy is stored whole.
+    """
+    if parent is not None:
+        running = parent.base or parent.artifact
+        adapter = adapter_over(model, registry.artifacts.path(running))
+        if adapter is not None:
+            return registry.artifacts.put("adapter", adapter), running
+    return registry.artifacts.put("policy", model), None
 
 
 def dataset_manifest(registry: ReleaseRegistry, digest: str) -> DatasetManifest:

@@ -116,11 +116,13 @@ class Checkpoint:
             shutil.rmtree(old)
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
-        """Weights and moments, by part, which are read in place."""
+        """Weights that are not frozen, and moments, by part, which are read in place."""
         found = {}
         for name, part in self._parts.items():
             if isinstance(part, nn.Module):
-                found[name] = part.state_dict()
+                weights = part.named_parameters(remove_duplicate=False)
+                frozen = {n for n, x in weights if not x.requires_grad}
+                found[name] = {n: x for n, x in part.state_dict().items() if n not in frozen}
             elif isinstance(part, torch.optim.Optimizer):
                 found[name] = part.state_dict()["state"]
         return found

@@ -29,6 +29,27 @@ class StageConfig(BaseModel):
     checkpoint_every: int = Field(default=100, ge=0)
 
 
+class LoraConfig(BaseModel):
+    """An adapter that is trained in place of the weights (Hu et al., arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Of both factors; servers take up to 16 unless they are told otherwise, and never more than
+    # 256.
+    rank: int = Field(default=16, ge=1, le=256)
+    # What the factors add is multiplied by alpha / rank.
+    alpha: int = Field(default=32, ge=1)
+    # Last parts of the names of linear layers, such as q_proj; by default those of all that are in
+    # the model's blocks (arXiv 2305.14314, 4: less does not reach full weights).
+    target_modules: tuple[str, ...] = ()
+
+
+class AdaptableConfig(StageConfig):
+    """A stage that trains all weights or, with `lora`, an adapter of them."""
+
+    lora: LoraConfig | None = None
+
+
 class PretrainConfig(StageConfig):
     """A small Llama and its tokenizer from scratch, for those who bring no model. Sizes are ours,
     not the paper's.
@@ -47,7 +68,7 @@ class PretrainConfig(StageConfig):
     warmup_steps: int = 20
 
 
-class SftConfig(StageConfig):
+class SftConfig(AdaptableConfig):
     """Supervised fine-tuning on demonstrations (C.1)."""
 
     epochs: int = Field(default=16, ge=1)
@@ -66,7 +87,7 @@ class SftConfig(StageConfig):
     max_response_tokens: int = 1024
 
 
-class RewardModelConfig(StageConfig):
+class RewardModelConfig(AdaptableConfig):
     """Reward model on K-way rankings (C.2)."""
 
     # Folder of the model that it starts from; the SFT policy by default. Its tokenizer may differ.
@@ -85,7 +106,7 @@ class RewardModelConfig(StageConfig):
     max_response_tokens: int = 1024
 
 
-class DpoConfig(StageConfig):
+class DpoConfig(AdaptableConfig):
     """DPO on K-way rankings; beta, rate and batch are those of its paper (arXiv 2305.18290, B)."""
 
     # Weight of the KL to the reference in what is maximised, in reward units per nat.
@@ -98,7 +119,7 @@ class DpoConfig(StageConfig):
     max_response_tokens: int = 1024
 
 
-class PpoConfig(StageConfig):
+class PpoConfig(AdaptableConfig):
     """PPO with the pretraining mix (3.5, C.3, C.4)."""
 
     checkpoint_every: int = Field(default=10, ge=0)

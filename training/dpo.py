@@ -21,8 +21,8 @@ from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics
 from training.model import (
     Pair,
-    load_policy,
     load_tokenizer,
+    load_trainable,
     pack_pairs,
     packed_loss,
     response_logprobs,
@@ -40,7 +40,8 @@ def train_dpo(
     new folder `folder`. Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed)
-    tokenizer, model = load_tokenizer(parent), load_policy(parent).eval()
+    tokenizer = load_tokenizer(parent)
+    model = load_trainable(parent, config.lora, config.seed).eval()
     ranked = encode_rankings(config, tokenizer, rows)
     if not ranked:
         raise InvalidInput(

@@ -98,14 +98,14 @@ class RmsNorm(torch.autograd.Function):
         return normed.to(torch.get_autocast_dtype("cpu")) if cast else normed
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         grad = grads[0].to(x.dtype)
         unit = x * inverse
         along = grad * unit
         mean = torch.mv(along, weight).div_(x.shape[-1])[:, None]
         dx = (grad * weight).addcmul_(unit, mean, value=-1).mul_(inverse)
-        return dx, along.sum(0), None
+        return dx, along.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 class Rotary(torch.autograd.Function):

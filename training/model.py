@@ -24,8 +24,9 @@ from transformers.utils import logging
 from contracts.errors import CorruptArtifact, InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
-from training import ranks
+from training import lora, ranks
 from training.backbone import hidden_states
+from training.config import LoraConfig
 from training.kernels.linear_logprob import TokenLosses, linear_logprob_loss, linear_logprobs
 from training.packing import PASS_TOKENS, Packed, Tree
 
@@ -49,13 +50,45 @@ def load_policy(folder: Path) -> PreTrainedModel:
     return model
 
 
+def load_trainable(folder: Path, adapter: LoraConfig | None, seed: int) -> PreTrainedModel:
+    """The policy in `folder` to train: all its weights or, of a config, an adapter alone.
+
+    The adapter goes on from the one that the policy was trained with, over the same base, where it
+    is of this config. Else it is a new one, of the weights in `folder`.
+    """
+    if adapter is None:
+        return load_policy(folder)
+    base = lora.base_of(folder)
+    if base is not None:
+        model = _adapted(base, adapter, seed)
+        if lora.take_over(model, folder):
+            return model
+    return _adapted(folder, adapter, seed)
+
+
+def _adapted(base: Path, adapter: LoraConfig, seed: int) -> PreTrainedModel:
+    model = load_policy(base)
+    lora.adapt(model, adapter, seed)
+    setattr(model, "adapted", base)  # noqa: B010  a module's attributes are typed
+    return model
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What the model computes with, by name: gathered from all ranks, adapters merged in."""
+    return lora.merged(model, ranks.whole(model))
+
+
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), config and tokenizer into a new folder; on rank 0, of all."""
+    """Write weights (safetensors), config and tokenizer into a new folder; on rank 0, of all. An
+    adapter is merged into them, and is beside the folder too.
+    """
     weights = ranks.whole(model)
     if ranks.first():
         folder.mkdir(parents=True)
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=lora.merged(model, weights))
         save_tokenizer(tokenizer, folder)
+        if base := getattr(model, "adapted", None):
+            lora.save(model, weights, folder, base)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -207,7 +240,7 @@ class RewardModel(nn.Module):
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Into a new folder; on rank 0, of all."""
-        weights = ranks.whole(self)
+        weights = whole_weights(self)
         if not ranks.first():
             return
         folder.mkdir(parents=True)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from training import lora
+from training.config import LoraConfig
 from training.data import PromptRow
-from training.model import RewardModel, load_policy, load_tokenizer
+from training.model import RewardModel, load_tokenizer, load_trainable
 from training.translation import Translation, alike
 
 
@@ -24,19 +26,31 @@ class Networks:
     translation: Translation | None = None
 
 
-def load_networks(sft: Path, reward_model: Path, prompts: Sequence[PromptRow] = ()) -> Networks:
+def load_networks(
+    sft: Path,
+    reward_model: Path,
+    prompts: Sequence[PromptRow] = (),
+    adapter: LoraConfig | None = None,
+    seed: int = 0,
+) -> Networks:
     """Policy and reference from the SFT model, value network and reward from the reward model; no
-    dropout anywhere.
+    dropout anywhere. With `adapter` policy and value network are frozen weights, which reference
+    and reward share, with an adapter each.
 
     A value network reads the policy's tokens. Where the reward model has others, the value network
     starts from the SFT model with a new head, and rewards are of the same text in other tokens.
     """
     tokenizer, theirs = load_tokenizer(sft), load_tokenizer(reward_model)
     same = alike(tokenizer, theirs)
+    policy = load_trainable(sft, adapter, seed).eval()
+    value = (RewardModel.load(reward_model) if same else RewardModel.from_policy(sft)).eval()
+    if adapter is not None:
+        lora.adapt(value.backbone, adapter, seed)
+    reward = value if same else RewardModel.load(reward_model).eval()
     return Networks(
-        policy=load_policy(sft).eval(),
-        reference=load_policy(sft).eval().requires_grad_(False),
-        value=(RewardModel.load(reward_model) if same else RewardModel.from_policy(sft)).eval(),
-        reward=RewardModel.load(reward_model).eval().requires_grad_(False),
+        policy=policy,
+        reference=lora.frozen_twin(policy),
+        value=value,
+        reward=lora.frozen_twin(reward),
         translation=None if same else Translation(tokenizer, theirs, prompts),
     )

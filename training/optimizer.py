@@ -12,10 +12,10 @@ from training.config import Precision
 
 
 def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> torch.optim.AdamW:
-    """Adam with betas (0.9, 0.95) (C) and no weight decay; its moments are there from the start, so
-    that a checkpoint can be read into them.
+    """Adam with betas (0.9, 0.95) (C) and no weight decay, of the parameters that are not frozen;
+    its moments are there from the start, so that a checkpoint can be read into them.
     """
-    weights = list(parameters)
+    weights = [x for x in parameters if x.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=rate, betas=(0.9, 0.95), eps=eps, weight_decay=0.0, fused=True
     )
@@ -37,7 +37,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) ->
 def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Exponential moving average in float32: average = decay * average + (1 - decay) * model."""
     for mean, new in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(new, 1 - decay)
+        if new.requires_grad:
+            mean.lerp_(new, 1 - decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -5,7 +5,6 @@ advantages, then a few minibatch steps in which the PPO and the pretraining grad
 same buffers before one optimizer step.
 """
 
-import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
-from training import ranks
+from training import lora, ranks
 from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import PpoConfig
@@ -40,6 +39,7 @@ from training.model import (
     packed_logprobs,
     packed_loss,
     save_policy,
+    whole_weights,
 )
 from training.networks import Networks, load_networks
 from training.objectives import KlController, explained_variance, importance_weights
@@ -91,8 +91,8 @@ def train_ppo(
     # 1. Models, prompts, optimizers.
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(sft)
-    nets = load_networks(sft, reward_model, prompts)
-    average = copy.deepcopy(nets.policy)
+    nets = load_networks(sft, reward_model, prompts, config.lora, config.seed)
+    average = lora.twin(nets.policy)
     recompute_layers(backbone_of(nets.policy), config.recompute)
     recompute_layers(nets.value.backbone, config.recompute)
     for network in (nets.policy, nets.reference, nets.value, nets.reward, average):
@@ -121,7 +121,7 @@ def train_ppo(
         # 2. Sample on the weights of this iteration: every rank its part, on an engine of its own.
         seed = config.seed * 1_000_003 + iteration
         batch = [prompt_ids[i] for i in order.take(config.batch)]
-        sampler.load(ranks.whole(nets.policy))
+        sampler.load(whole_weights(nets.policy))
         own, own_seed = ranks.part(batch), seed + APART * ranks.rank()
         samples = ranks.everyone(sampler.sample(own, config.max_response_tokens, own_seed))
         rollout = pack(batch, [drawn[0] for part in samples for drawn in part])

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from contracts.errors import InvalidInput
-from training import ranks
+from training import lora, ranks
 from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import DpoConfig, Precision, RankingModel, RewardModelConfig
@@ -87,6 +87,8 @@ def train_reward_model(
             "at least one within the length limits, to set the reward model's zero",
             f"{len(demonstrations)} rows, none usable",
         )
+    if config.lora is not None:
+        lora.adapt(model.backbone, config.lora, config.seed)
     recompute_layers(model.backbone, config.recompute)
     ranks.shard(model)
     optimizer = adam(model.parameters(), config.learning_rate)

@@ -30,8 +30,8 @@ from training.metrics import Metrics
 from training.model import (
     Pair,
     backbone_of,
-    load_policy,
     load_tokenizer,
+    load_trainable,
     response_logprobs,
     save_policy,
 )
@@ -59,7 +59,7 @@ def train_sft(
     how to write (C.4). Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed + ranks.rank())
-    tokenizer, model = load_tokenizer(parent), load_policy(parent)
+    tokenizer, model = load_tokenizer(parent), load_trainable(parent, config.lora, config.seed)
     pairs = _encode(config, tokenizer, rows)
     held_out = _encode(config, tokenizer, validation)
     if not pairs:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from safetensors.torch import load_file
 
@@ -24,7 +25,8 @@ from instructloop.loop import dataset_manifest
 from instructloop.round import run_round
 from instructloop.serve import bring_model
 from tests import tiny_models
-from training.config import RewardModelConfig, SftConfig
+from tests.conftest import running_server
+from training.config import LoraConfig, RewardModelConfig, SftConfig
 
 ROUND = """
 model = "tiny"
@@ -226,3 +228,47 @@ def test_a_round_releases_what_passes_and_refuses_what_does_not(
     again = run_round(config(tmp_path, win_rate=0.0), lambda _: None)
     assert again["release"]["after"] == second.id
     assert registry.history() == [first.id, second.id]
+
+
+@pytest.mark.vllm
+def test_rounds_with_lora_release_adapters_of_the_weights_that_run(
+    tmp_path: Path, registry: ReleaseRegistry
+) -> None:
+    """The second goes on from the adapter of the first."""
+    settings = config(tmp_path, win_rate=0.0)
+    adapted = {"lora": LoraConfig(rank=4, alpha=8), "policy_rate": 0.05, "ema": 0.0}
+    changes = {
+        "ppo": settings.ppo.model_copy(update=adapted),
+        "gate": settings.gate.model_copy(update={"max_kl": 1e9}),
+    }
+    for number in range(2):
+        run = {"run": tmp_path / f"run{number}"}
+        run_round(settings.model_copy(update=changes | run), lambda _: None)
+    whole, first, second = registry.releases()
+    assert whole.base is None and first.base == second.base == whole.artifact
+    assert (first.parent, second.parent) == (whole.id, first.id)
+    kinds = [registry.artifacts.verify(r.artifact).kind for r in (whole, first, second)]
+    assert kinds == ["policy", "adapter", "adapter"]
+
+    registry.swap_to(first.id)
+    merged = {
+        release.id: tmp_path / f"run{number}/stages/ppo/model"
+        for number, release in enumerate((first, second))
+    }
+    ask = {"model": "tiny", "prompt": list(range(5, 25)), "temperature": 0, "max_tokens": 12}
+    ask |= {"ignore_eos": True, "return_token_ids": True}
+    with running_server(tmp_path, registry, max_adapters=1) as (url, _, _):
+        headers = {"authorization": "Bearer il-root"}
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+            answers = []
+            for release_id, folder in merged.items():
+                client.post("/v1/admin/swap", json={"release": release_id}).raise_for_status()
+                change = client.get("/v1/releases").json()["data"][-1]
+                assert (change["release"], change["outcome"]) == (release_id, "swapped_in")
+                assert change["pause_ms"] == 0
+                said = client.post("/v1/completions", json=ask).json()
+                assert said["system_fingerprint"] == release_id
+                answers.append(said["choices"][0]["token_ids"])
+                assert answers[-1] == tiny_models.continued(folder, list(range(5, 25)), 12)
+    start = tiny_models.continued(registry.artifacts.path(whole.artifact), list(range(5, 25)), 12)
+    assert answers[0] != start and answers[0] != answers[1]

@@ -6,6 +6,7 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.training.letters import (
     rankings,
 )
 from training.checkpoint import Checkpoint
-from training.config import PpoConfig, RewardModelConfig, SftConfig
+from training.config import AdaptableConfig, LoraConfig, PpoConfig, RewardModelConfig, SftConfig
 from training.data import Order
 from training.metrics import Metrics, read_metrics
 from training.ppo import train_ppo
@@ -55,20 +56,25 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
 
-def sft(world: World, folder: Path, metrics: Metrics) -> None:
+LORA = LoraConfig(rank=2, alpha=4)
+
+
+def sft(world: World, folder: Path, metrics: Metrics, config: SftConfig = SFT) -> None:
     texts = documents(20, seed=20)
-    train_sft(SFT, world.base, demonstrations(24, 5), [], folder, metrics, texts)
+    train_sft(config, world.base, demonstrations(24, 5), [], folder, metrics, texts)
 
 
-def reward_model(world: World, folder: Path, metrics: Metrics) -> None:
+def reward_model(
+    world: World, folder: Path, metrics: Metrics, config: RewardModelConfig = REWARD
+) -> None:
     rows, zero = rankings(24, seed=3), demonstrations(8, seed=4)
-    train_reward_model(REWARD, world.sft, rows, zero, folder, metrics)
+    train_reward_model(config, world.sft, rows, zero, folder, metrics)
 
 
-def ppo(world: World, folder: Path, metrics: Metrics) -> None:
+def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -> None:
     sampler: Any = TorchSampler(world.sft)
     texts = documents(60, seed=20)
-    train_ppo(PPO, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
+    train_ppo(config, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
 
 
 Stage = Callable[[World, Path, Metrics], None]
@@ -115,11 +121,18 @@ def killed_while_writing() -> None:
     full_disk()
 
 
+def adapted(stage: Callable[..., None], config: AdaptableConfig) -> Stage:
+    return partial(stage, config=config.model_copy(update={"lora": LORA}))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What was saved, and the adapter beside it."""
+    beside = folder.with_name(f"{folder.name}.lora").glob("adapter/*")
+    return {f.name: f.read_bytes() for f in (*folder.glob("*.safetensors"), *beside)}
+
+
 def assert_same(folder: Path, other: Path) -> None:
-    files = sorted(f.name for f in folder.glob("*.safetensors"))
-    assert files == sorted(f.name for f in other.glob("*.safetensors")) != []
-    for name in files:
-        assert (folder / name).read_bytes() == (other / name).read_bytes()
+    assert files_of(folder) == files_of(other) != {}
     rows = [read_metrics(f.parent / "metrics") for f in (folder, other)]
     assert rows[0] == rows[1] != []
 
@@ -132,7 +145,11 @@ def assert_same(folder: Path, other: Path) -> None:
         (reward_model, (1, 3, 2), 6),
         # Four in each of four iterations; the third kill is within a minibatch.
         (ppo, (2, 12, 5), 16),
+        (adapted(sft, SFT), (3,), 6),
+        (adapted(reward_model, REWARD), (3,), 6),
+        (adapted(ppo, PPO), (12,), 16),
     ],
+    ids=["sft", "reward", "ppo", "sft-lora", "reward-lora", "ppo-lora"],
 )
 def test_killed_at_any_step_a_stage_ends_with_the_same_weights(
     stage: Stage, kills: tuple[int, ...], steps: int, world: World, tmp_path: Path

@@ -30,9 +30,16 @@ from tests.training.letters import (
     prompts,
     rankings,
 )
-from tests.training.test_checkpoint import CONTEXT, REWARD, assert_same, full_disk, killed
+from tests.training.test_checkpoint import (
+    CONTEXT,
+    REWARD,
+    adapted,
+    assert_same,
+    full_disk,
+    killed,
+)
 from training import ranks
-from training.config import PpoConfig, SftConfig
+from training.config import PpoConfig, RewardModelConfig, SftConfig
 from training.metrics import Metrics, read_metrics
 from training.model import load_policy, load_tokenizer, pack_pairs, packed_logprobs, save_policy
 from training.optimizer import adam
@@ -68,9 +75,15 @@ def sft(world: World, folder: Path, metrics: Metrics, config: SftConfig = SFT) -
     train_sft(config, world.base, rows, held_out, folder, metrics, documents(20, seed=20))
 
 
-def reward(world: World, folder: Path, metrics: Metrics, rows: int = 24) -> None:
+def reward(
+    world: World,
+    folder: Path,
+    metrics: Metrics,
+    rows: int = 24,
+    config: RewardModelConfig = REWARD,
+) -> None:
     ranked, zero = rankings(rows, seed=3), demonstrations(8, seed=4)
-    train_reward_model(REWARD, world.sft, ranked, zero, folder, metrics)
+    train_reward_model(config, world.sft, ranked, zero, folder, metrics)
 
 
 def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -> None:
@@ -151,7 +164,11 @@ def assert_close(folder: Path, other: Path) -> None:
         torch.testing.assert_close(found, its[name], atol=WEIGHTS, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("stage", [sft, reward, ppo])
+@pytest.mark.parametrize(
+    "stage",
+    [sft, reward, ppo, adapted(sft, SFT), adapted(reward, REWARD), adapted(ppo, PPO)],
+    ids=["sft", "reward", "ppo", "sft-lora", "reward-lora", "ppo-lora"],
+)
 def test_curve_and_weights_of_two_ranks_are_those_of_one(
     stage: Stage, world: World, tmp_path: Path
 ) -> None:
@@ -209,7 +226,11 @@ def test_a_rank_that_has_nothing_to_do_in_a_pass_changes_nothing(
     assert_close(three, one)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [(sft, 2), (reward, 2), (ppo, 4)])
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [(sft, 2), (reward, 2), (ppo, 4), (adapted(ppo, PPO), 4)],
+    ids=["sft", "reward", "ppo", "ppo-lora"],
+)
 def test_a_checkpoint_of_two_ranks_is_taken_up_by_one_and_the_other_way(
     stage: Stage, steps: int, world: World, tmp_path: Path
 ) -> None:

@@ -72,7 +72,10 @@ class _LogprobLoss(torch.autograd.Function):
         # In float32, whatever the type of what comes in.
         whole = partial(hidden_MH.new_zeros, dtype=torch.float32)
         loss, logprobs_M = whole(()), whole(len(targets_M))
-        dweight_VH, dbias_V = whole(weight_VH.shape), whole(len(weight_VH))
+        # A frozen unembedding has no gradient, which would be as large as itself.
+        _, trained, *_ = ctx.needs_input_grad
+        dweight_VH = whole(weight_VH.shape if trained else 0)
+        dbias_V = whole(len(weight_VH))
         dhidden_MH = torch.empty_like(hidden_MH)
         for at in _chunks(len(targets_M)):
             logits_CV, targets_C = _logits(hidden_MH[at], weight_VH, bias_V), targets_M[at]
@@ -84,9 +87,10 @@ class _LogprobLoss(torch.autograd.Function):
                 dbias_V += dlogits_CV.sum(0)
             dlogits_CV = dlogits_CV.to(weight_VH.dtype)
             torch.mm(dlogits_CV, weight_VH, out=dhidden_MH[at])
-            _add_product(dweight_VH, dlogits_CV, hidden_MH[at])
+            if trained:
+                _add_product(dweight_VH, dlogits_CV, hidden_MH[at])
         ctx.save_for_backward(dhidden_MH, dweight_VH.to(weight_VH.dtype), dbias_V)
-        ctx.biased = bias_V is not None
+        ctx.trained, ctx.biased = trained, bias_V is not None
         ctx.mark_non_differentiable(logprobs_M)
         return loss, logprobs_M
 
@@ -95,7 +99,8 @@ class _LogprobLoss(torch.autograd.Function):
         # Almost always 1, and then nothing has to be done.
         scaled = [g if grads[0] == 1 else g * grads[0] for g in ctx.saved_tensors]
         dhidden_MH, dweight_VH, dbias_V = scaled
-        return dhidden_MH, dweight_VH, dbias_V if ctx.biased else None, None, None, None
+        dweight = dweight_VH if ctx.trained else None
+        return dhidden_MH, dweight, dbias_V if ctx.biased else None, None, None, None
 
 
 def _chunks(count: int) -> list[slice]:
