@@ -81,7 +81,7 @@ def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -
 
 def one_tree_a_pass(stage: Stage, world: World, folder: Path, metrics: Metrics) -> None:
     """So that all ranks but one have nothing to do in a pass."""
-    for name in ("likelihood", "reward_model", "ppo"):
+    for name in ("likelihood", "reward_model", "experience"):
         module = importlib.import_module(f"training.{name}")
         setattr(module, "PASS_TOKENS", 1)  # noqa: B010  in a process of its own
     stage(world, folder, metrics)
