@@ -118,6 +118,8 @@ class Sampler:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        # OpenMP counts threads anew for each thread that asks: from this call on as torch does.
+        torch.get_num_threads()
         torch.manual_seed(seed)
         params = SamplingParams(
             n=samples,

@@ -50,6 +50,14 @@ PPO = PpoConfig(
     max_response_tokens=8,
     checkpoint_every=2,
 )
+AHEAD = PPO.model_copy(
+    update={
+        "advantage": "rloo",
+        "samples_per_prompt": 4,
+        "overlap": True,
+        "importance_cap": 2.0,
+    }
+)
 # Without threads that a fork would lose: its children come from a process that only imported.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
@@ -65,10 +73,14 @@ def reward_model(world: World, folder: Path, metrics: Metrics) -> None:
     train_reward_model(REWARD, world.sft, rows, zero, folder, metrics)
 
 
-def ppo(world: World, folder: Path, metrics: Metrics) -> None:
+def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -> None:
     sampler: Any = TorchSampler(world.sft)
     texts = documents(60, seed=20)
-    train_ppo(PPO, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
+    train_ppo(config, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
+
+
+def ahead(world: World, folder: Path, metrics: Metrics) -> None:
+    ppo(world, folder, metrics, AHEAD)
 
 
 Stage = Callable[[World, Path, Metrics], None]
@@ -132,6 +144,8 @@ def assert_same(folder: Path, other: Path) -> None:
         (reward_model, (1, 3, 2), 6),
         # Four in each of four iterations; the third kill is within a minibatch.
         (ppo, (2, 12, 5), 16),
+        # Two in each of four: without a value network, and with the next rollout in flight.
+        (ahead, (1, 6, 3), 8),
     ],
 )
 def test_killed_at_any_step_a_stage_ends_with_the_same_weights(

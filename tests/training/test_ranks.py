@@ -49,6 +49,7 @@ CURVE, WEIGHTS, CURVE_BF16 = 1e-4, 1e-4, 1e-2
 SFT = test_checkpoint.SFT.model_copy(update={"dropout": 0.0})
 FEW = {"episodes": 48, "batch": 16, "minibatch": 8, "checkpoint_every": 1}
 PPO = test_checkpoint.PPO.model_copy(update=FEW)
+AHEAD = test_checkpoint.AHEAD.model_copy(update=FEW)
 
 
 class ByPrompt(TorchSampler):
@@ -77,6 +78,10 @@ def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -
     sampler: Any = ByPrompt(world.sft)
     texts = documents(60, seed=20)
     train_ppo(config, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
+
+
+def ahead(world: World, folder: Path, metrics: Metrics) -> None:
+    ppo(world, folder, metrics, AHEAD)
 
 
 def one_tree_a_pass(stage: Stage, world: World, folder: Path, metrics: Metrics) -> None:
@@ -151,7 +156,7 @@ def assert_close(folder: Path, other: Path) -> None:
         torch.testing.assert_close(found, its[name], atol=WEIGHTS, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("stage", [sft, reward, ppo])
+@pytest.mark.parametrize("stage", [sft, reward, ppo, ahead])
 def test_curve_and_weights_of_two_ranks_are_those_of_one(
     stage: Stage, world: World, tmp_path: Path
 ) -> None:
@@ -209,7 +214,7 @@ def test_a_rank_that_has_nothing_to_do_in_a_pass_changes_nothing(
     assert_close(three, one)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [(sft, 2), (reward, 2), (ppo, 4)])
+@pytest.mark.parametrize(("stage", "steps"), [(sft, 2), (reward, 2), (ppo, 4), (ahead, 2)])
 def test_a_checkpoint_of_two_ranks_is_taken_up_by_one_and_the_other_way(
     stage: Stage, steps: int, world: World, tmp_path: Path
 ) -> None:
