@@ -9,6 +9,7 @@ from instructloop.version import code_version
 
 SUITES = (
     "ablations",
+    "advantages",
     "dataset",
     "demo",
     "e2e",

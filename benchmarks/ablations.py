@@ -7,6 +7,7 @@ takes one seed and a few steps.
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -161,40 +162,45 @@ class Runs:
         return self._world.rankings(sampler.answers(asked, tokens, self._seed, K) if asked else [])
 
     def reward_models(
-        self, rankings: Sequence[RankedRow], held_out: Sequence[RankedRow]
+        self,
+        rankings: Sequence[RankedRow],
+        held_out: Sequence[RankedRow],
+        ways: Sequence[RankingModel] = RANKINGS,
     ) -> dict[str, float]:
         """One for each way to read a ranking: how often it is right about held-out raters."""
         found = {}
-        for ranking in RANKINGS:
+        for ranking in ways:
             learn = partial(self._learn_reward, ranking, rankings, held_out)
             found[f"accuracy@ranking={ranking}"] = self._stages.run(ranking, learn)["accuracy"]
         return found
 
     def mix(self, sampler: Judged) -> dict[str, float]:
         """The pretraining mix at PPO's own penalty."""
-        runs = {f"ptx={ptx:g}": self._ppo(sampler, PPO.beta, ptx) for ptx in PTX}
+        runs = {f"ptx={ptx:g}": self.ppo(sampler, ptx_coefficient=ptx) for ptx in PTX}
         return _named(runs)
 
     def penalty(self, sampler: Judged) -> dict[str, float]:
         """The KL penalty without a mix."""
-        runs = {f"beta={beta:g}": self._ppo(sampler, beta, 0.0) for beta in BETA}
+        runs = {
+            f"beta={beta:g}": self.ppo(sampler, beta=beta, ptx_coefficient=0.0) for beta in BETA
+        }
         return _named(runs)
 
     def length(self, sampler: Judged) -> dict[str, float]:
         """What a long run without penalty and mix sampled, in windows of its iterations."""
-        steps = self._ppo(sampler, 0.0, 0.0, LONG)["steps"]
+        steps = self.ppo(sampler, LONG, beta=0.0, ptx_coefficient=0.0)["steps"]
         return {
-            f"{key}@episodes={BATCH * end}": mean(s[key] for s in steps[end - WINDOW : end])
-            for end in range(WINDOW, LONG + 1, WINDOW)
-            for key in steps[0]
+            f"{key}@episodes={BATCH * WINDOW * (i + 1)}": value
+            for i, window in enumerate(windows(steps))
+            for key, value in window.items()
         }
 
     def policies(self, sampler: Judged, rankings: Sequence[RankedRow]) -> dict[str, float]:
         """The base model, and what else could be made of the same rankings."""
         base = self._lm_loss(self._base) - self._lm_loss(self._sft)
         runs = {
-            "policy=ppo": self._ppo(sampler, PPO.beta, 0.0),
-            "policy=ppo-ptx": self._ppo(sampler, PPO.beta, PPO.ptx_coefficient),
+            "policy=ppo": self.ppo(sampler, ptx_coefficient=0.0),
+            "policy=ppo-ptx": self.ppo(sampler, ptx_coefficient=PPO.ptx_coefficient),
             "policy=dpo": self._stages.run("dpo", partial(self._dpo, sampler, rankings)),
         }
         return {"lm_loss_rise@policy=base": base, **_named(runs)}
@@ -227,15 +233,16 @@ class Runs:
             train_reward_model(config, self._sft, rankings, zero, folder / "model", metrics)
         return held_out_figures(config, [folder / "model"], held_out)
 
-    def _ppo(
-        self, sampler: Judged, beta: float, ptx: float, iterations: int = ITERATIONS
-    ) -> dict[str, Any]:
-        config = self._seeded(PPO).model_copy(
-            update={"beta": beta, "ptx_coefficient": ptx, "episodes": BATCH * iterations}
-        )
+    def ppo(self, sampler: Judged, iterations: int = ITERATIONS, **settings: Any) -> dict[str, Any]:
+        """A run with other settings than PPO's own, compared with SFT; what each iteration sampled,
+        and the seconds of CPU time of it all and of sampling.
+        """
+        changes = {"episodes": BATCH * iterations, **settings}
+        config = self._seeded(PPO).model_copy(update=changes)
 
         def work(folder: Path) -> dict[str, Any]:
             world, before = self._world, len(sampler.means)
+            started, sampled = time.process_time(), sampler.seconds
             with closing(Metrics(folder)) as metrics:
                 train_ppo(
                     config,
@@ -251,9 +258,14 @@ class Runs:
                 {"kl": row["kl"], "reward": row["reward"], "gold": gold}
                 for row, gold in zip(metrics.rows, sampler.means[before:], strict=True)
             ]
-            return {"steps": steps, **self._compared(sampler, folder / "model")}
+            cpu = {
+                "cpu": time.process_time() - started,
+                "sampling": sampler.seconds - sampled,
+            }
+            return {"steps": steps, **cpu, **self._compared(sampler, folder / "model")}
 
-        return self._stages.run(f"ppo-{iterations}-beta-{beta:g}-ptx-{ptx:g}", work)
+        named = "".join(f"-{name}-{value}" for name, value in settings.items())
+        return self._stages.run(f"ppo-{iterations}{named}", work)
 
     def _dpo(self, sampler: Judged, rankings: Sequence[RankedRow], folder: Path) -> dict[str, Any]:
         with closing(Metrics(folder)) as metrics:
@@ -278,6 +290,12 @@ class Runs:
 
     def _seeded(self, config: Config) -> Config:
         return config.model_copy(update={"seed": self._seed})
+
+
+def windows(steps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Means over WINDOW iterations each."""
+    parts = [steps[i : i + WINDOW] for i in range(0, len(steps), WINDOW)]
+    return [{key: mean(step[key] for step in part) for key in part[0]} for part in parts]
 
 
 def _named(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A sampler that notes how good the answers were, by a judge from whom nobody learns."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,7 +12,9 @@ from training.rollout import Sampled, Sampler
 
 
 class Judged(Sampler):
-    """`means` has the judge's mean score of each batch so far."""
+    """`means` has the judge's mean score of each batch so far, `seconds` the CPU time of
+    sampling.
+    """
 
     def __init__(
         self, folder: Path, max_tokens: int, rows: Sequence[PromptRow], judge: Judge
@@ -22,11 +25,14 @@ class Judged(Sampler):
         rendered = map(tuple, render_all(self._tokenizer, rows))
         self._rows = dict(zip(rendered, rows, strict=True))
         self.means: list[float] = []
+        self.seconds = 0.0
 
     def sample(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, seed: int, samples: int = 1
     ) -> list[list[Sampled]]:
+        started = time.process_time()
         found = super().sample(prompts, max_tokens, seed, samples)
+        self.seconds += time.process_time() - started
         asked = [self._rows[tuple(p)] for p in prompts for _ in range(samples)]
         flat = [sampled for group in found for sampled in group]
         scores = self._judge(asked, [self.text(s) for s in flat], [s.finished for s in flat])

@@ -14,9 +14,10 @@ from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
 from training import lora
 from training.config import LoraConfig, PpoConfig
+from training.experience import evaluate_rollout
 from training.networks import Networks
 from training.optimizer import adam, average_weights, step
-from training.ppo import evaluate_rollout, update
+from training.ppo import update
 from training.rollout import Sampled, pack
 
 SHAPES = ("tiny", "base")
@@ -75,7 +76,8 @@ def updated(shape: str, adapter: LoraConfig | None) -> Run:
     config = PpoConfig(lora=adapter, ptx_coefficient=0.0)
     nets = networks(shape, adapter)
     average = lora.twin(nets.policy)
-    optimizers = [adam(m.parameters(), 1e-5, config.adam_eps) for m in (nets.policy, nets.value)]
+    trained = list(nets.trained.values())
+    optimizers = [adam(m.parameters(), 1e-5, config.adam_eps) for m in trained]
     data = workloads.episodes(EPISODES)
     sampled = [Sampled(tuple(r), (0.0,) * len(r), finished=True) for _, r in data]
     rollout = pack([prompt for prompt, _ in data], sampled)
@@ -84,13 +86,13 @@ def updated(shape: str, adapter: LoraConfig | None) -> Run:
     for _ in range(2):
         clock.start()
         update(config, nets, experience, [*range(EPISODES)], torch.zeros(0, 8, dtype=torch.long))
-        for model, optimizer in zip((nets.policy, nets.value), optimizers, strict=True):
+        for model, optimizer in zip(trained, optimizers, strict=True):
             step(model, optimizer, config.max_grad_norm)
         average_weights(average, nets.policy, config.ema)
         clock.stop()
-    trained = [x.numel() for o in optimizers for g in o.param_groups for x in g["params"]]
+    learned = [x.numel() for o in optimizers for g in o.param_groups for x in g["params"]]
     spent = {"wall": clock.wall, "cpu": clock.cpu}
-    return {**spent, "trained": float(sum(trained)), "peak": _peak() - before}
+    return {**spent, "trained": float(sum(learned)), "peak": _peak() - before}
 
 
 def networks(shape: str, adapter: LoraConfig | None) -> Networks:

@@ -13,9 +13,10 @@ from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
 from training.config import PpoConfig, Precision
+from training.experience import evaluate_rollout
 from training.networks import Networks
 from training.optimizer import adam, step
-from training.ppo import evaluate_rollout, update
+from training.ppo import update
 from training.rollout import Sampled, pack
 
 TRL = "1.12.0"  # the last release with a PPOTrainer
@@ -76,7 +77,8 @@ def ours(precision: Precision, mix: bool) -> Run:
         precision=precision, beta=BETA, whiten_rewards=False, ptx_coefficient=27.8 if mix else 0.0
     )
     nets = networks()
-    optimizers = [adam(m.parameters(), 1e-5, config.adam_eps) for m in (nets.policy, nets.value)]
+    trained = nets.trained.values()
+    optimizers = [adam(m.parameters(), 1e-5, config.adam_eps) for m in trained]
     data = workloads.episodes(EPISODES)
     sampled = [Sampled(tuple(r), (0.0,) * len(r), finished=True) for _, r in data]
     rollout = pack([prompt for prompt, _ in data], sampled)
@@ -88,7 +90,7 @@ def ours(precision: Precision, mix: bool) -> Run:
     for i in range(MINIBATCHES):
         indices = list(range(i * size, (i + 1) * size))
         update(config, nets, experience, indices, text_PT[indices])
-        for model, optimizer in zip((nets.policy, nets.value), optimizers, strict=True):
+        for model, optimizer in zip(trained, optimizers, strict=True):
             step(model, optimizer, config.max_grad_norm)
     clock.stop()
     score = float(experience.scores_B.mean())

@@ -25,12 +25,15 @@ TOLERANCE = 1e-2
 
 
 def hidden_states(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Tensor:
-    """The last hidden states, [M, H], at the tokens `at_M` (ascending) of `packed`.
+    """The last hidden states, [M, H], at the tokens `at_M` of `packed`, in any order.
 
     Every token goes through the model once, where the model can do so: its attention goes through
     Hugging Face's attention interface and knows nothing but a scale. Another model (ALiBi, soft
     caps, sliding windows, recurrence) sees each sequence as a padded row of its own.
     """
+    asked, place_M = at_M.unique(return_inverse=True)
+    if not torch.equal(asked, at_M):
+        return hidden_states(backbone, packed, asked).index_select(0, place_M)
     if llama.is_llama(backbone):
         return llama.hidden_states(backbone, packed, at_M)
     if packs(backbone):

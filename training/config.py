@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16"]
 RankingModel = Literal["bradley_terry", "plackett_luce"]
+Advantage = Literal["gae", "rloo", "grpo"]
 # The largest error, as a share of the target, that the adaptive KL controller acts on.
 KL_ERROR = 0.2
 
@@ -127,6 +128,13 @@ class PpoConfig(AdaptableConfig):
     batch: int = Field(default=512, ge=1)
     minibatch: int = Field(default=64, ge=1)
     inner_epochs: int = Field(default=1, ge=1)
+    # What a reward is compared with: a value network's prediction, the paper's, or the rewards of
+    # the other responses to its prompt (arXiv 2402.14740, 2402.03300) and no value network.
+    advantage: Advantage = "gae"
+    # Responses to each prompt of a batch.
+    samples_per_prompt: int = Field(default=1, ge=1)
+    # While an iteration learns, the next one's responses are drawn, on the weights before.
+    overlap: bool = False
     policy_rate: float = Field(default=9.65e-6, gt=0)
     value_rate: float = Field(default=9e-6, gt=0)
     # The rate rises from a tenth over this many iterations, then stays.
@@ -163,6 +171,33 @@ class PpoConfig(AdaptableConfig):
     adam_eps: float = 1e-5
     max_prompt_tokens: int = 1024
     max_response_tokens: int = Field(default=1024, ge=1)
+
+    @property
+    def iterations(self) -> int:
+        return max(1, self.episodes // self.batch)
+
+    @model_validator(mode="after")
+    def _responses_have_others(self) -> "PpoConfig":
+        group = self.samples_per_prompt
+        if self.advantage != "gae":
+            if group == 1:
+                expected = f"2 or more for {self.advantage} to compare"
+                raise ValueError(f"samples_per_prompt: expected {expected}, got 1")
+            if self.value_warmup_iterations:
+                got = self.value_warmup_iterations
+                raise ValueError(
+                    f"value_warmup_iterations: expected 0 without a value network, got {got}"
+                )
+        for name, size in (("batch", self.batch), ("minibatch", self.minibatch)):
+            if size % group:
+                raise ValueError(f"{name}: expected a multiple of {group} responses, got {size}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_drawn_ahead_is_corrected(self) -> "PpoConfig":
+        if self.overlap and self.importance_cap == 0:
+            raise ValueError("importance_cap: expected > 0 where rollouts overlap, got 0")
+        return self
 
     @model_validator(mode="after")
     def _beta_stays_positive(self) -> "PpoConfig":

@@ -68,8 +68,13 @@ def _layer(
 
 
 def _recomputed(layer: Any, *args: Any) -> Tensor:
-    """`_layer`, which the backward pass computes again, with the same dropout."""
-    out_MH: Tensor = checkpoint(_layer, layer, *args, use_reentrant=False)
+    """`_layer`, which the backward pass computes again, with the same dropout where there is any.
+
+    Where there is none, random numbers are left to others: an engine may draw some meanwhile.
+    """
+    out_MH: Tensor = checkpoint(
+        _layer, layer, *args, use_reentrant=False, preserve_rng_state=layer.training
+    )
     return out_MH
 
 

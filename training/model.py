@@ -141,13 +141,24 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
-def pack_pairs(pairs: Sequence[Pair]) -> tuple[Packed, Tensor, Tensor]:
-    """Prompt and response as one sequence each; where the M response tokens are predicted, in
-    order, and the tokens themselves.
+def pack_pairs(pairs: Sequence[Pair], samples: int = 1) -> tuple[Packed, Tensor, Tensor]:
+    """The trees of the pairs; where the M response tokens are predicted, in order, and the tokens
+    themselves.
     """
-    packed = Packed([Tree([*prompt, *response]) for prompt, response in pairs])
-    at_M, targets_M = packed.before([len(prompt) for prompt, _ in pairs])
-    return packed, at_M, targets_M
+    packed = Packed(trees_of(pairs, samples))
+    if samples > 1:
+        return packed, *packed.into_responses()
+    return packed, *packed.before([len(prompt) for prompt, _ in pairs])
+
+
+def trees_of(pairs: Sequence[Pair], samples: int = 1) -> list[Tree]:
+    """Prompt and response as one sequence each; with several `samples` so many in a row have one
+    prompt, which they share.
+    """
+    if samples == 1:
+        return [Tree([*prompt, *response]) for prompt, response in pairs]
+    groups = [pairs[i : i + samples] for i in range(0, len(pairs), samples)]
+    return [Tree(group[0][0], [response for _, response in group]) for group in groups]
 
 
 def packed_loss(
@@ -253,7 +264,7 @@ class RewardModel(nn.Module):
         save_file({**head, "shift": weights["shift"]}, folder / REWARD_HEAD)
 
     def scores(self, packed: Packed, at_M: Tensor) -> Tensor:
-        """The head's output, float32 [M], at the tokens `at_M` (ascending) of packed trees.
+        """The head's output, float32 [M], at the tokens `at_M` of packed trees.
 
         The head is in float32 even under autocast: in bf16 near scores would be equal.
         """

@@ -1,13 +1,14 @@
-"""The four models of PPO-ptx, from what SFT and the reward model's training left."""
+"""The models of PPO-ptx, from what SFT and the reward model's training left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from training import lora
-from training.config import LoraConfig
+from training.config import Advantage, LoraConfig
 from training.data import PromptRow
 from training.model import RewardModel, load_tokenizer, load_trainable
 from training.translation import Translation, alike
@@ -15,21 +16,27 @@ from training.translation import Translation, alike
 
 @dataclass(frozen=True)
 class Networks:
-    """The four models of PPO-ptx; reference and reward never change. `translation` where the
-    reward model has a tokenizer of its own.
+    """The models of PPO-ptx; reference and reward never change. `value` where a network predicts
+    rewards, `translation` where the reward model has a tokenizer of its own.
     """
 
     policy: PreTrainedModel
     reference: PreTrainedModel
-    value: RewardModel
+    value: RewardModel | None
     reward: RewardModel
     translation: Translation | None = None
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """Those that learn, by name."""
+        return {"policy": self.policy} | ({"value": self.value} if self.value else {})
 
 
 def load_networks(
     sft: Path,
     reward_model: Path,
     prompts: Sequence[PromptRow] = (),
+    advantage: Advantage = "gae",
     adapter: LoraConfig | None = None,
     seed: int = 0,
 ) -> Networks:
@@ -41,12 +48,15 @@ def load_networks(
     starts from the SFT model with a new head, and rewards are of the same text in other tokens.
     """
     tokenizer, theirs = load_tokenizer(sft), load_tokenizer(reward_model)
-    same = alike(tokenizer, theirs)
-    policy = load_trainable(sft, adapter, seed).eval()
-    value = (RewardModel.load(reward_model) if same else RewardModel.from_policy(sft)).eval()
-    if adapter is not None:
-        lora.adapt(value.backbone, adapter, seed)
-    reward = value if same else RewardModel.load(reward_model).eval()
+    same, value = alike(tokenizer, theirs), None
+    policy, reward = (
+        load_trainable(sft, adapter, seed).eval(),
+        RewardModel.load(reward_model).eval(),
+    )
+    if advantage == "gae":
+        value = reward if same else RewardModel.from_policy(sft).eval()
+        if adapter is not None:
+            lora.adapt(value.backbone, adapter, seed)
     return Networks(
         policy=policy,
         reference=lora.frozen_twin(policy),

@@ -1,8 +1,8 @@
-"""What PPO steers by: the weight of the KL penalty and of a token that an engine drew, and how well
-the value network predicts. And another loss of a ranking.
+"""What PPO steers by: the weight of the KL penalty and of a token that an engine drew, advantages
+without a value network, and how well rewards are predicted. And another loss of a ranking.
 
-Shapes: B sequences, R response tokens (right-padded); K ranked responses of one prompt. A mask is
-True at what is real.
+Shapes: B sequences, R response tokens (right-padded); of groups: B prompts, K responses to each. A
+mask is True at what is real.
 """
 
 from typing import Any
@@ -46,6 +46,21 @@ def importance_weights(trainer_BR: Tensor, engine_BR: Tensor, cap: float) -> Ten
     other kernels drew counts as if the trainer's model had drawn it, with a bounded variance.
     """
     return torch.exp(trainer_BR - engine_BR).clamp(max=cap)
+
+
+def leave_one_out(rewards_BK: Tensor) -> Tensor:
+    """RLOO's baseline (Ahmadian et al., arXiv 2402.14740, 3): of each response, the mean reward of
+    the other K - 1 to its prompt, [B, K].
+    """
+    return (rewards_BK.sum(1, keepdim=True) - rewards_BK) / (rewards_BK.shape[1] - 1)
+
+
+def group_normalised(rewards_BK: Tensor) -> Tensor:
+    """GRPO's advantage (Shao et al., arXiv 2402.03300, 4.1.2): rewards less the mean of their
+    prompt's, in its standard deviations (biased), [B, K]; 0 where all are equal.
+    """
+    apart_BK = rewards_BK - rewards_BK.mean(1, keepdim=True)
+    return apart_BK * torch.rsqrt((apart_BK**2).mean(1, keepdim=True) + 1e-8)
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:

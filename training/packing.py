@@ -111,6 +111,23 @@ class Packed:
         )
         return at_M, self.tokens_N[at_M + 1]
 
+    def into_responses(self) -> tuple[Tensor, Tensor]:
+        """Where the model stands when it predicts each token of the responses, and these tokens.
+        Both [M]; where a prompt ends, it predicts the first token of each of its responses.
+        """
+        at: list[int] = []
+        targets: list[int] = []
+        segment = 0
+        for tree in self.trees:
+            end = self.starts[segment] + self.lengths[segment] - 1
+            for _ in tree.responses:
+                segment += 1
+                inside = range(self.starts[segment], self.starts[segment] + self.lengths[segment])
+                at += [end, *inside[:-1]]
+                targets += inside
+            segment += 1
+        return torch.tensor(at), self.tokens_N[targets]
+
     def rows(self) -> tuple[list[list[int]], Tensor, Tensor]:
         """Every sequence on its own, prompt and response; row and column, [N] each, of a token.
 

@@ -118,6 +118,8 @@ class Sampler:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        # OpenMP counts threads anew for each thread that asks: from this call on as torch does.
+        torch.get_num_threads()
         torch.manual_seed(seed)
         params = SamplingParams(
             n=samples,
@@ -142,25 +144,34 @@ def _sampled(output) -> Sampled:  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of episodes: prompt and sampled response, and what the engine said of it."""
+    """A batch of episodes: prompt and sampled response, and what the engine said of it. `samples`
+    in a row have the same prompt.
+    """
 
     pairs: tuple[tuple[Sequence[int], Sequence[int]], ...]
     mask_BR: Tensor
     engine_logprobs_BR: Tensor
     finished_B: Tensor
+    samples: int = 1
 
     def __len__(self) -> int:
         return len(self.pairs)
 
 
-def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sampled]) -> Rollout:
-    """Episodes of token ids as they were sampled; figures of tokens as right-padded tensors."""
+def pack(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sampled], samples: int = 1
+) -> Rollout:
+    """Episodes of token ids as they were sampled, `samples` of each prompt in a row; figures of
+    tokens as right-padded tensors.
+    """
+    each = [p for p in prompts for _ in range(samples)]
     mask_BR = length_mask(torch.tensor([len(r.token_ids) for r in responses]))
     engine_BR = torch.zeros(mask_BR.shape)
     engine_BR[mask_BR] = torch.tensor([x for r in responses for x in r.logprobs])
     return Rollout(
-        pairs=tuple((p, r.token_ids) for p, r in zip(prompts, responses, strict=True)),
+        pairs=tuple((p, r.token_ids) for p, r in zip(each, responses, strict=True)),
         mask_BR=mask_BR,
         engine_logprobs_BR=engine_BR,
         finished_B=torch.tensor([r.finished for r in responses]),
+        samples=samples,
     )

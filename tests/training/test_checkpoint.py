@@ -51,6 +51,14 @@ PPO = PpoConfig(
     max_response_tokens=8,
     checkpoint_every=2,
 )
+AHEAD = PPO.model_copy(
+    update={
+        "advantage": "rloo",
+        "samples_per_prompt": 4,
+        "overlap": True,
+        "importance_cap": 2.0,
+    }
+)
 # Without threads that a fork would lose: its children come from a process that only imported.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
@@ -75,6 +83,10 @@ def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -
     sampler: Any = TorchSampler(world.sft)
     texts = documents(60, seed=20)
     train_ppo(config, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
+
+
+def ahead(world: World, folder: Path, metrics: Metrics) -> None:
+    ppo(world, folder, metrics, AHEAD)
 
 
 Stage = Callable[[World, Path, Metrics], None]
@@ -145,11 +157,14 @@ def assert_same(folder: Path, other: Path) -> None:
         (reward_model, (1, 3, 2), 6),
         # Four in each of four iterations; the third kill is within a minibatch.
         (ppo, (2, 12, 5), 16),
+        # Two in each of four: without a value network, and with the next rollout in flight.
+        (ahead, (1, 6, 3), 8),
         (adapted(sft, SFT), (3,), 6),
         (adapted(reward_model, REWARD), (3,), 6),
         (adapted(ppo, PPO), (12,), 16),
+        (adapted(ppo, AHEAD), (3,), 8),
     ],
-    ids=["sft", "reward", "ppo", "sft-lora", "reward-lora", "ppo-lora"],
+    ids=["sft", "reward", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora", "ahead-lora"],
 )
 def test_killed_at_any_step_a_stage_ends_with_the_same_weights(
     stage: Stage, kills: tuple[int, ...], steps: int, world: World, tmp_path: Path

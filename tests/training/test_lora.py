@@ -284,6 +284,7 @@ def test_ppo_with_an_adapter_raises_the_reward_over_an_untouched_base(
 
 def test_the_four_models_of_ppo_hold_two_bases_and_learn_in_adapters(world: World) -> None:
     nets = load_networks(world.sft, world.reward, adapter=LORA)
+    assert nets.value is not None
     for trained, fixed in ((nets.policy, nets.reference), (nets.value, nets.reward)):
         its = dict(fixed.named_parameters())
         shared = {n for n, x in trained.named_parameters() if its[n] is x}

@@ -17,7 +17,13 @@ from training.kernels import (
     value_losses,
     whiten,
 )
-from training.objectives import KlController, explained_variance, plackett_luce_loss
+from training.objectives import (
+    KlController,
+    explained_variance,
+    group_normalised,
+    leave_one_out,
+    plackett_luce_loss,
+)
 
 
 def full(rows: list[list[float]]) -> Tensor:
@@ -251,3 +257,17 @@ def test_an_adaptive_beta_can_neither_begin_at_nothing_nor_change_its_sign() -> 
     with pytest.raises(ValidationError, match=r"kl_horizon: expected more than 0\.2 of"):
         PpoConfig(kl_controller="adaptive", batch=50, kl_horizon=10)
     assert PpoConfig(kl_controller="adaptive", batch=50, kl_horizon=11).kl_horizon == 11
+
+
+def test_a_baseline_is_the_mean_of_the_other_rewards() -> None:
+    rewards_BK = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    assert leave_one_out(rewards_BK).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+
+
+def test_rewards_in_the_standard_deviations_of_their_prompt() -> None:
+    rewards_BK = torch.tensor([[0.0, 0.0, 0.0, 4.0], [7.0, 7.0, 7.0, 7.0]])
+    # The mean is 1, the biased variance 3.
+    expected = [-(3**-0.5)] * 3 + [3**0.5]
+    found_BK = group_normalised(rewards_BK)
+    assert found_BK[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert found_BK[1].tolist() == [0.0] * 4

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from contracts.errors import InvalidInput
 from tests.training.letters import TorchSampler, World, documents, prompts
-from training import likelihood, ppo
+from training import experience as experience_module
+from training import likelihood
 from training.config import EvaluationConfig, GateConfig, PpoConfig
 from training.data import TokenStream, render
 from training.evaluation.comparison import (
@@ -24,18 +25,13 @@ from training.evaluation.comparison import (
     language_model_loss,
     reward_judge,
 )
+from training.experience import Experience, evaluate_rollout
 from training.gate import decide
 from training.metrics import Metrics, mean_of, read_metrics
 from training.model import load_policy, load_tokenizer
 from training.networks import Networks, load_networks
 from training.optimizer import adam, average_weights, warmup_share
-from training.ppo import (
-    Experience,
-    evaluate_rollout,
-    train_ppo,
-    update,
-    usable_prompts,
-)
+from training.ppo import train_ppo, update, usable_prompts
 from training.reward_model import score_sequences
 from training.rollout import Sampled, pack
 
@@ -97,7 +93,7 @@ def text_rows(world: World) -> Tensor:
 
 
 def models(nets: Networks) -> list[torch.nn.Module]:
-    return [nets.policy, nets.reference, nets.value, nets.reward]
+    return [*nets.trained.values(), nets.reference, nets.reward]
 
 
 def gradients(nets: Networks) -> list[Tensor]:
@@ -157,7 +153,7 @@ def test_only_policy_and_value_have_gradients(
 ) -> None:
     update(SMALL, nets, experience, [0, 1], text_rows)
     assert all(p.grad is None for m in (nets.reference, nets.reward) for p in m.parameters())
-    assert nets.value.head.weight.grad is not None
+    assert nets.value is not None and nets.value.head.weight.grad is not None
     assert not any(m.training for n in models(nets) for m in n.modules())
 
 
@@ -214,6 +210,7 @@ def test_a_value_belongs_to_the_state_before_its_token(nets: Networks) -> None:
         found: list[float] = evaluate_rollout(SMALL, nets, episode, 0.1).old_values_BR[0].tolist()
         return found
 
+    assert nets.value is not None
     before = values((8, 9))
     prefixes = score_sequences(nets.value, [[5, 6, 7], [5, 6, 7, 8]]).tolist()
     assert before == pytest.approx(prefixes, abs=1e-6)
@@ -225,7 +222,7 @@ def test_how_many_passes_a_minibatch_takes_changes_nothing(
 ) -> None:
     found = []
     for tokens in (2048, 40, 1):
-        monkeypatch.setattr(ppo, "PASS_TOKENS", tokens)
+        monkeypatch.setattr(experience_module, "PASS_TOKENS", tokens)
         monkeypatch.setattr(likelihood, "PASS_TOKENS", tokens)
         figures = update(SMALL, nets, experience, list(range(16)), text_rows)
         found.append((figures, gradients(nets)))
@@ -354,6 +351,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 def test_networks_are_four_models_that_share_nothing(nets: Networks) -> None:
     seen = [p.data_ptr() for n in models(nets) for p in n.parameters()]
     assert len(set(seen)) == len(seen)
+    assert nets.value is not None and len(models(nets)) == 4
     value, reward = copy.deepcopy(nets.value.state_dict()), nets.reward.state_dict()
     assert all(torch.equal(value[k], reward[k]) for k in reward)
 

@@ -56,6 +56,7 @@ CURVE, WEIGHTS, CURVE_BF16 = 1e-4, 1e-4, 1e-2
 SFT = test_checkpoint.SFT.model_copy(update={"dropout": 0.0})
 FEW = {"episodes": 48, "batch": 16, "minibatch": 8, "checkpoint_every": 1}
 PPO = test_checkpoint.PPO.model_copy(update=FEW)
+AHEAD = test_checkpoint.AHEAD.model_copy(update=FEW)
 
 
 class ByPrompt(TorchSampler):
@@ -92,9 +93,13 @@ def ppo(world: World, folder: Path, metrics: Metrics, config: PpoConfig = PPO) -
     train_ppo(config, world.sft, world.reward, prompts(40), texts, sampler, folder, metrics)
 
 
+def ahead(world: World, folder: Path, metrics: Metrics) -> None:
+    ppo(world, folder, metrics, AHEAD)
+
+
 def one_tree_a_pass(stage: Stage, world: World, folder: Path, metrics: Metrics) -> None:
     """So that all ranks but one have nothing to do in a pass."""
-    for name in ("likelihood", "reward_model", "ppo"):
+    for name in ("likelihood", "reward_model", "experience"):
         module = importlib.import_module(f"training.{name}")
         setattr(module, "PASS_TOKENS", 1)  # noqa: B010  in a process of its own
     stage(world, folder, metrics)
@@ -166,8 +171,8 @@ def assert_close(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "stage",
-    [sft, reward, ppo, adapted(sft, SFT), adapted(reward, REWARD), adapted(ppo, PPO)],
-    ids=["sft", "reward", "ppo", "sft-lora", "reward-lora", "ppo-lora"],
+    [sft, reward, ppo, ahead, adapted(sft, SFT), adapted(reward, REWARD), adapted(ppo, PPO)],
+    ids=["sft", "reward", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora"],
 )
 def test_curve_and_weights_of_two_ranks_are_those_of_one(
     stage: Stage, world: World, tmp_path: Path
@@ -228,8 +233,8 @@ def test_a_rank_that_has_nothing_to_do_in_a_pass_changes_nothing(
 
 @pytest.mark.parametrize(
     ("stage", "steps"),
-    [(sft, 2), (reward, 2), (ppo, 4), (adapted(ppo, PPO), 4)],
-    ids=["sft", "reward", "ppo", "ppo-lora"],
+    [(sft, 2), (reward, 2), (ppo, 4), (ahead, 2), (adapted(ppo, PPO), 4)],
+    ids=["sft", "reward", "ppo", "ahead", "ppo-lora"],
 )
 def test_a_checkpoint_of_two_ranks_is_taken_up_by_one_and_the_other_way(
     stage: Stage, steps: int, world: World, tmp_path: Path

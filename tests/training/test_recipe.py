@@ -22,7 +22,7 @@ from tests.training.letters import (
     rankings,
 )
 from tests.training.test_ppo import configured, run
-from training import kernels, ppo, reward_model
+from training import experience, kernels, reward_model
 from training.config import RewardModelConfig, SftConfig
 from training.metrics import Metrics, read_metrics
 from training.model import RewardModel, load_tokenizer, save_policy
@@ -206,6 +206,6 @@ def test_rewards_keep_their_mean_and_advantages_do_not(
         assert found_BR[mask_BR].var(correction=0).item() == pytest.approx(1, abs=1e-3)
         return found_BR
 
-    monkeypatch.setattr(ppo, "whiten", whiten)
+    monkeypatch.setattr(experience, "whiten", whiten)
     run(world, tmp_path / "policy")
     assert kept == [True, False]

@@ -164,6 +164,7 @@ def test_ppo_and_evaluation_score_the_same_text_in_a_foreign_reward_models_token
 def test_a_value_network_reads_the_policys_tokens(world: World, foreign: Path) -> None:
     nets = load_networks(world.sft, foreign, prompts(4))
     start = load_policy(world.sft).base_model.state_dict()
+    assert nets.value is not None
     value = nets.value.backbone.state_dict()
     assert all(torch.equal(value[name], start[name]) for name in start)
     assert load_networks(world.sft, world.reward).translation is None

@@ -117,6 +117,19 @@ def test_recomputed_layers_have_the_same_gradients_and_the_same_dropout() -> Non
         assert ours is not None and theirs is not None and torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_recomputing_repeats_random_numbers_where_there_is_dropout_and_else_leaves_them_alone(
+    training: bool,
+) -> None:
+    small, drawn = model(SMALL).train(training), []
+    recompute_layers(small.model, wanted=True)
+    for layer in small.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(1).item()))
+    accumulate_likelihood(small, [([1, 2], [3, 4, 5])], "fp32")
+    assert len(drawn) == 2 * SMALL.layers
+    assert (len(set(drawn)) < len(drawn)) == training
+
+
 def sft_of(folder: Path, world: World, metrics: Metrics) -> None:
     config, rows = SftConfig(recompute=True, dropout=0.0), demonstrations(4, 5)
     train_sft(config, folder, rows, [], folder / "new", metrics)
