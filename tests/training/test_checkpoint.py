@@ -162,7 +162,7 @@ def assert_same(folder: Path, other: Path) -> None:
         (adapted(sft, SFT), (3,), 6),
         (adapted(reward_model, REWARD), (3,), 6),
         (adapted(ppo, PPO), (12,), 16),
-        (adapted(ppo, AHEAD), (3,), 8),
+        (adapted(ppo, AHEAD), (6,), 8),
     ],
     ids=["sft", "reward", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora", "ahead-lora"],
 )
