@@ -361,6 +361,26 @@ def test_release_that_one_server_refuses_is_swapped_to_by_none(
     to_first(here)
 
 
+def test_replicas_of_one_registry_take_a_push_each_and_swap(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    release, root = trainer.release("everywhere", 1.0), tmp_path / "replica"
+    root.mkdir()
+    (root / "registry").symlink_to(here.registry.root)
+    with here.client("root", "admin") as client:
+        admin = client.headers["authorization"].removeprefix("Bearer ")
+    (root / "keys.db").symlink_to(here.registry.root.parent / "keys.db")
+    settings = Settings(release_poll_s=0.02, push="tcp", replica="second")
+    with house(root, settings, published=True) as second:
+        push(trainer.registry, "everywhere", [here.url, second.url], admin)
+        assert serving(here) == serving(second) == "everywhere"
+        assert changes(second)[-2][1:] == ("loaded", "tcp")
+        assert second.engine.stagings == 0
+        with pytest.raises(NotFound):
+            here.registry.artifacts.path(release.artifact)
+        to_first(here)
+
+
 def test_adapter_and_unknown_release_are_not_pushed(here: House, trainer: Trainer) -> None:
     trainer.release("adapted", 1.0, base="0" * 64)
     with pytest.raises(InvalidInput, match="release: expected one of whole weights"):
