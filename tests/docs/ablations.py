@@ -1,6 +1,7 @@
-"""Plots of docs/results.md, drawn by `make docs` from benchmarks/results/ablations.json."""
+"""Plots of docs/results.md, drawn by `make docs` from benchmarks/results."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,47 @@ TITLES = {
     "gold": "Gold",
     "gold_gain": "Gold over SFT",
 }
+# Of the suite that compares advantages.
+COMPARED = {
+    "reward": "Reward at 0.5 nats",
+    "gold": "Gold at 0.5 nats",
+    "cpu": "CPU s an episode",
+    "learning": "Of these, without sampling",
+}
 
 
 def plots(docs: Path) -> dict[Path, str]:
-    """One picture for each world, on white: a page may be dark."""
-    result = json.loads((RESULTS / "ablations.json").read_text("utf-8"))
-    return {
-        docs / f"ablations-{world}.svg": sweeps(
-            [_row(result["figures"], world, setting) for setting in SETTINGS]
-        ).replace("<svg ", '<svg style="background: white" ', 1)
+    """One picture for each world and one of advantages, on white: a page may be dark."""
+    figures, compared = _figures("ablations"), _figures("advantages")
+    drawn = {
+        f"ablations-{world}.svg": [
+            _row(figures, f"{world}.", setting, label, {m: TITLES[m] for m in measures})
+            for setting, (label, measures) in SETTINGS.items()
+        ]
         for world in WORLDS
+    }
+    drawn["advantages.svg"] = [_row(compared, "", "advantage", "advantage", COMPARED)]
+    return {
+        docs / name: sweeps(rows).replace("<svg ", '<svg style="background: white" ', 1)
+        for name, rows in drawn.items()
     }
 
 
-def _row(figures: list[dict[str, Any]], world: str, setting: str) -> list[Sweep]:
-    label, measures = SETTINGS[setting]
+def _figures(suite: str) -> list[dict[str, Any]]:
+    result = json.loads((RESULTS / f"{suite}.json").read_text("utf-8"))
+    found: list[dict[str, Any]] = result["figures"]
+    return found
+
+
+def _row(
+    figures: list[dict[str, Any]], world: str, setting: str, label: str, titles: Mapping[str, str]
+) -> list[Sweep]:
+    """A panel for each measure that `titles` names."""
     row = []
-    for measure in measures:
-        head = f"{world}.{measure}@{setting}="
+    for measure, title in titles.items():
+        head = f"{world}{measure}@{setting}="
         found = [f for f in figures if f["figure"].startswith(head)]
         values = [f["figure"].removeprefix(head) for f in found]
         spreads = [(f["min"], f["value"], f["max"]) for f in found]
-        row.append(Sweep(TITLES[measure], label, values, spreads))
+        row.append(Sweep(title, label, values, spreads))
     return row

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from tests.docs.ablations import SETTINGS, WORLDS, plots
+from tests.docs.ablations import COMPARED, SETTINGS, WORLDS, plots
 from tests.docs.figures import RESULTS
 from tests.docs.pages import DOCS
 
-FIGURES = {
-    f["figure"]: f for f in json.loads((RESULTS / "ablations.json").read_text("utf-8"))["figures"]
-}
+FIGURES, ADVANTAGES = (
+    {f["figure"]: f for f in json.loads((RESULTS / f"{suite}.json").read_text("utf-8"))["figures"]}
+    for suite in ("ablations", "advantages")
+)
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
@@ -52,6 +53,26 @@ def test_a_long_run_falls_by_the_raters_true_taste() -> None:
     # The best window of the worst seed is better than the last one of the best seed.
     best = max(along("generated", "gold", "episodes", "min"))
     assert along("generated", "gold", "episodes", "max")[-1] < best
+
+
+@pytest.mark.parametrize("other", ["rloo", "grpo"])
+def test_without_a_value_network_an_episode_takes_less_time(other: str) -> None:
+    for measure, times in (("cpu", 1.6), ("learning", 2.0)):
+        theirs, gae = (ADVANTAGES[f"{measure}@advantage={side}"] for side in (other, "gae"))
+        assert theirs["max"] < gae["min"]
+        assert times * theirs["value"] < gae["value"]
+
+
+@pytest.mark.parametrize("other", ["rloo", "grpo"])
+def test_at_equal_kl_gold_is_the_same_within_the_seeds(other: str) -> None:
+    theirs, gae = (ADVANTAGES[f"gold@advantage={side}"] for side in (other, "gae"))
+    assert theirs["min"] < gae["value"] < theirs["max"]
+
+
+def test_every_panel_of_advantages_has_its_figures() -> None:
+    sides = ("gae", "rloo", "grpo")
+    assert {f"{m}@advantage={side}" for m in COMPARED for side in sides} <= ADVANTAGES.keys()
+    assert (DOCS / "advantages.svg").read_text("utf-8").startswith("<svg ")
 
 
 @each_world
