@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from contracts.errors import InvalidInput
@@ -30,7 +31,17 @@ from training.checkpoint import Checkpoint
 from training.config import DpoConfig, LoraConfig, PpoConfig, RewardModelConfig, SftConfig
 from training.dpo import train_dpo
 from training.metrics import Metrics, read_metrics
-from training.model import RewardModel, backbone_of, load_policy, load_trainable, whole_weights
+from training.model import (
+    RewardModel,
+    backbone_of,
+    load_policy,
+    load_tokenizer,
+    load_trainable,
+    pack_pairs,
+    packed_loss,
+    save_policy,
+    whole_weights,
+)
 from training.networks import load_networks
 from training.packing import Packed
 from training.ppo import train_ppo
@@ -94,6 +105,21 @@ def test_states_and_gradients_are_those_of_pefts_own_forward_pass(name: str) -> 
     assert (found - plain).abs().max() > 1e-2  # so that the adapter was seen at all
 
 
+def test_loss_over_a_frozen_unembedding_is_the_full_softmaxs() -> None:
+    model: Any = adapted("llama")
+    row = [5, 6, 7, 8, 9]
+    loss, _ = packed_loss(model, *pack_pairs([(row[:2], row[2:])]), lambda x, _: -x)
+    loss.backward()
+    ours = [x.grad.clone() for x in model.parameters() if x.requires_grad]
+    model.zero_grad()
+    logits_TV = model(input_ids=torch.tensor([row])).logits[0, 1:-1]
+    wanted = F.cross_entropy(logits_TV, torch.tensor(row[2:]), reduction="sum")
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert difference(ours, [x.grad for x in model.parameters() if x.requires_grad]) < GRADIENTS
+    assert model.lm_head.weight.grad is None
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_merged_weights_compute_what_the_adapted_model_does(name: str) -> None:
     model, plain = adapted(name), causal(name)
@@ -151,9 +177,11 @@ def test_a_frozen_twin_computes_the_same_while_the_model_learns() -> None:
     tokens_BT = torch.tensor([[5, 6, 7, 8]])
     new = causal("llama")
     lora.adapt(new, LORA, seed=1)
-    for model in (adapted("llama"), new):
+    for model, off in ((adapted("llama"), False), (new, True)):
         before = model(input_ids=tokens_BT).logits.detach()
         other = lora.frozen_twin(model)
+        layers = [layer for layer in other.modules() if hasattr(layer, "lora_B")]
+        assert {layer.disable_adapters for layer in layers} == {off}
         assert not any(x.requires_grad for x in other.parameters())
         with torch.no_grad():
             for x in model.parameters():
@@ -208,6 +236,17 @@ def test_training_goes_on_from_the_adapter_or_starts_one_of_the_merged_weights(
         shutil.rmtree(other)
     sft(world, first, full, None)
     assert lora.base_of(full) is None
+
+
+def test_an_adapter_that_servers_do_not_take_is_released_merged(
+    world: World, tmp_path: Path
+) -> None:
+    """GPT-2's layers hold their weights as (in, out)."""
+    base, folder = tmp_path / "base", tmp_path / "policy"
+    save_policy(causal("gpt2"), load_tokenizer(world.base), base)
+    save_policy(load_trainable(base, LORA, seed=1), load_tokenizer(base), folder)
+    assert lora.base_of(folder) == base.resolve()
+    assert lora.adapter_over(folder, base) is None
 
 
 def test_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
