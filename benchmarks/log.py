@@ -75,8 +75,8 @@ def measure() -> list[Figure]:
         figure("spool_events_per_s", spool, "events/s", ">= 18000"),
         figure("forwarder_ratio", [ours / bare for ours, bare in pairs], "ratio", ">= 0.95"),
         figure("forwarder_events_per_s", [ours for ours, _ in pairs], "events/s"),
-        *_consumer_figures(reads, "", ">= 0.6"),
-        *_consumer_figures(reads, "sealed_", ""),
+        *_consumer_figures(reads, "sealed", "", ">= 0.6"),
+        *_consumer_figures(reads, "plain", "_plain", ""),
         figure("added_completion_ms_p99", [max(pair) for pair in added], "ms", "<= 5"),
         figure("added_completion_ms_p99_up", [up for up, _ in added], "ms"),
         figure("added_completion_ms_p99_away", [away for _, away in added], "ms"),
@@ -86,12 +86,12 @@ def measure() -> list[Figure]:
 
 
 def _consumer_figures(
-    reads: Sequence[Mapping[str, tuple[float, float]]], name: str, goal: str
+    reads: Sequence[Mapping[str, tuple[float, float]]], kind: str, suffix: str, goal: str
 ) -> list[Figure]:
-    ratios = [ours / bare for ours, bare in (run[name] for run in reads)]
+    ratios = [ours / bare for ours, bare in (run[kind] for run in reads)]
     return [
-        figure(f"{name}consumer_ratio", ratios, "ratio", goal),
-        figure(f"{name}consumer_events_per_s", [run[name][0] for run in reads], "events/s"),
+        figure(f"consumer_ratio{suffix}", ratios, "ratio", goal),
+        figure(f"consumer_events_per_s{suffix}", [run[kind][0] for run in reads], "events/s"),
     ]
 
 
@@ -158,18 +158,21 @@ def _forward(cluster: Cluster, folder: Path, run: int) -> tuple[float, float]:
 
 
 def _consume(cluster: Cluster, folder: Path, run: int) -> dict[str, tuple[float, float]]:
-    """Records a second, as they came and sealed: a new reader from the start, and the client's
-    records as they come.
+    """Records a second, of a log whose texts are sealed, as a server's are, and of one in clear: a
+    new reader from the start, and the client's records as they come.
     """
     vault = open_vault("", folder / f"consume-{run}.vault.db")
     rates: dict[str, tuple[float, float]] = {}
     with closing(vault):
-        for name, opened in (("", lambda log: log), ("sealed_", lambda log: SealedLog(log, vault))):
-            address = _address(cluster, f"{name}consume-{run}")
+        for kind, opened in (
+            ("plain", lambda log: log),
+            ("sealed", lambda log: SealedLog(log, vault)),
+        ):
+            address = _address(cluster, f"{kind}-consume-{run}")
             writer = KafkaLog(address, KafkaSettings(timeout_s=60))
             opened(writer).append(_events(EVENTS))
             writer.close()
-            rates[name] = _read_from_the_start(cluster, address, opened, run)
+            rates[kind] = _read_from_the_start(cluster, address, opened, run)
     return rates
 
 
