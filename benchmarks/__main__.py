@@ -9,6 +9,7 @@ from instructloop.version import code_version
 
 SUITES = (
     "ablations",
+    "ablations_e2e",
     "dataset",
     "demo",
     "e2e",
@@ -21,6 +22,7 @@ SUITES = (
     "pii",
     "ppo",
     "resume",
+    "reward_accuracy",
     "reward_model",
     "schema",
     "serving",

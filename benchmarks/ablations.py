@@ -103,18 +103,17 @@ UNITS = {
 
 
 def measure() -> list[Figure]:
-    """All runs of all seeds, a core each; the E2E data is in the folder that INSTRUCTLOOP_DATA
-    names.
-    """
-    asked = [(name, seed) for seed in SEEDS for name in WORLDS]
+    """In the generated world; benchmarks/ablations_e2e.py is the other one."""
+    return measured("generated")
+
+
+def measured(name: str) -> list[Figure]:
+    """All runs of all seeds in one world, a core each."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        runs = dict(zip(asked, pool.map(figures_of, *zip(*asked, strict=True)), strict=True))
+        runs = list(pool.map(partial(figures_of, name), SEEDS))
     return [
-        figure(
-            f"{name}.{key}", [runs[name, seed][key] for seed in SEEDS], UNITS[key.partition("@")[0]]
-        )
-        for name in WORLDS
-        for key in runs[name, SEEDS[0]]
+        figure(f"{name}.{key}", [run[key] for run in runs], UNITS[key.partition("@")[0]])
+        for key in runs[0]
     ]
 
 

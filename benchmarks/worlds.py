@@ -46,7 +46,8 @@ Answers = Sequence[Sequence[tuple[str, bool]]]
 
 @dataclass(frozen=True)
 class World:
-    """Data of one seed. No stage learns from `held_out` or `gold`, and PPO not from `test`.
+    """Data of one seed. No stage learns from `held_out` or `gold`, and neither a reward model nor
+    PPO from `test`.
 
     `rankings` of K answers of the SFT policy to each of `asked` (in E2E of none: other systems'
     outputs were ranked) gives those to learn from, and those of other raters.
@@ -120,18 +121,21 @@ def _simulated(
 
 def human(seed: int) -> World:
     """E2E demonstrations and RankME's rankings, K = 5, of other systems' outputs; the gold judge
-    counts slots.
+    counts slots. Rankings are split by rater, so those of a tested prompt are left out.
     """
-    sets, documents = _imported()
+    sets, documents = imported()
     documents, held_out = hold_out(documents)
-    ranked = [*sets["rm", "train"], *sets["rm", "validation"]]
+    test = sets["ppo", "test"][:TESTED]
+    tested = {prompt_text(row) for row in test}
+    rankings = [*sets["rm", "train"], *sets["rm", "validation"]]
+    ranked = [row for row in rankings if prompt_text(row) not in tested]
     return World(
         documents,
         held_out[:60],
         sets["sft", "train"][: DEMONSTRATIONS // 3],
         epochs=3,
         prompts=sets["ppo", "train"],
-        test=sets["ppo", "test"][:TESTED],
+        test=test,
         gold=e2e.slots(),
         asked=[],
         rankings=lambda _: _by_rater(ranked, seed),
@@ -139,7 +143,7 @@ def human(seed: int) -> World:
 
 
 @functools.cache
-def _imported() -> tuple[dict[tuple[SetName, Split], list[Any]], list[str]]:
+def imported() -> tuple[dict[tuple[SetName, Split], list[Any]], list[str]]:
     """Rows of the dataset of demo/e2e.toml by set and split, and documents."""
     data = os.environ.get("INSTRUCTLOOP_DATA")
     if not data:
