@@ -184,7 +184,7 @@ class Runs:
         steps = self._ppo(sampler, 0.0, 0.0, LONG)["steps"]
         return {
             f"{key}@episodes={BATCH * end}": mean(s[key] for s in steps[end - WINDOW : end])
-            for end in range(WINDOW, LONG + 1, WINDOW)
+            for end in range(WINDOW, len(steps) + 1, WINDOW)
             for key in steps[0]
         }
 
@@ -230,7 +230,11 @@ class Runs:
         self, sampler: Judged, beta: float, ptx: float, iterations: int = ITERATIONS
     ) -> dict[str, Any]:
         config = self._seeded(PPO).model_copy(
-            update={"beta": beta, "ptx_coefficient": ptx, "episodes": BATCH * iterations}
+            update={
+                "beta": beta,
+                "ptx_coefficient": ptx,
+                "episodes": BATCH * (iterations // self._world.shorter),
+            }
         )
 
         def work(folder: Path) -> dict[str, Any]:
@@ -276,7 +280,7 @@ class Runs:
         return language_model_loss(policy, self._world.held_out, PPO.max_prompt_tokens)
 
     def _seeded(self, config: Config) -> Config:
-        return config.model_copy(update={"seed": self._seed})
+        return config.model_copy(update={"seed": self._seed, "precision": self._world.precision})
 
 
 def _named(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
