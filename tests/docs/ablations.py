@@ -1,4 +1,4 @@
-"""Plots of docs/results.md, drawn by `make docs` from benchmarks/results/ablations.json."""
+"""Plots of docs/results.md, drawn by `make docs` from the results of the ablations."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from instructloop.plots import Sweep, sweeps
 from tests.docs.figures import RESULTS
 
-# Worlds by name; settings and, in the order of the panels, what is drawn of each.
-WORLDS = ("generated", "e2e")
+# Worlds with their suites; settings and, in the order of the panels, what is drawn of each.
+WORLDS = {"generated": "ablations", "e2e": "ablations_e2e"}
 SETTINGS = {
     "ptx": ("ptx coefficient", ("lm_loss_rise", "kl", "reward_gain", "gold_gain")),
     "beta": ("beta", ("lm_loss_rise", "kl", "reward_gain", "gold_gain")),
@@ -26,13 +26,19 @@ TITLES = {
 
 def plots(docs: Path) -> dict[Path, str]:
     """One picture for each world, on white: a page may be dark."""
-    result = json.loads((RESULTS / "ablations.json").read_text("utf-8"))
     return {
         docs / f"ablations-{world}.svg": sweeps(
-            [_row(result["figures"], world, setting) for setting in SETTINGS]
+            [_row(results(suite), world, setting) for setting in SETTINGS]
         ).replace("<svg ", '<svg style="background: white" ', 1)
-        for world in WORLDS
+        for world, suite in WORLDS.items()
     }
+
+
+def results(suite: str) -> list[dict[str, Any]]:
+    """The figures of a suite."""
+    result = json.loads((RESULTS / f"{suite}.json").read_text("utf-8"))
+    found: list[dict[str, Any]] = result["figures"]
+    return found
 
 
 def _row(figures: list[dict[str, Any]], world: str, setting: str) -> list[Sweep]:

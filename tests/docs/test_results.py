@@ -1,16 +1,11 @@
-"""What docs/results.md says of the ablations is what benchmarks/results/ablations.json holds."""
-
-import json
+"""What docs/results.md says of the ablations is what benchmarks/results holds."""
 
 import pytest
 
-from tests.docs.ablations import SETTINGS, WORLDS, plots
-from tests.docs.figures import RESULTS
+from tests.docs.ablations import SETTINGS, WORLDS, plots, results
 from tests.docs.pages import DOCS
 
-FIGURES = {
-    f["figure"]: f for f in json.loads((RESULTS / "ablations.json").read_text("utf-8"))["figures"]
-}
+FIGURES = {f["figure"]: f for suite in WORLDS.values() for f in results(suite)}
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
@@ -52,6 +47,14 @@ def test_a_long_run_falls_by_the_raters_true_taste() -> None:
     # The best window of the worst seed is better than the last one of the best seed.
     best = max(along("generated", "gold", "episodes", "min"))
     assert along("generated", "gold", "episodes", "max")[-1] < best
+
+
+def test_no_difference_from_trl_can_be_told() -> None:
+    found = {f["figure"]: f for f in results("reward_accuracy")}
+    over = found["accuracy_over_trl_ci95"]
+    assert over["min"] < 0 < over["max"]
+    sides = [found[f"accuracy_{side}"] for side in ("ours", "trl")]
+    assert max(s["min"] for s in sides) < min(s["max"] for s in sides)
 
 
 @each_world
