@@ -19,7 +19,12 @@ def along(world: str, measure: str, setting: str, of: str = "value") -> list[flo
 def test_a_larger_mix_keeps_more_of_the_text(world: str) -> None:
     losses = along(world, "lm_loss_rise", "ptx")
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0 < losses[0]
+    assert losses[-1] < 0
+
+
+def test_a_run_without_a_mix_forgets_text_only_where_it_is_long_enough() -> None:
+    assert along("generated", "lm_loss_rise", "ptx", "min")[0] > 0.05
+    assert abs(along("e2e", "lm_loss_rise", "ptx")[0]) < 0.001
 
 
 @each_world
