@@ -9,6 +9,7 @@ from instructloop.version import code_version
 
 SUITES = (
     "ablations",
+    "ablations_e2e",
     "advantages",
     "dataset",
     "demo",
@@ -23,6 +24,7 @@ SUITES = (
     "pii",
     "ppo",
     "resume",
+    "reward_accuracy",
     "reward_model",
     "rollout",
     "schema",

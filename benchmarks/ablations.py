@@ -104,18 +104,17 @@ UNITS = {
 
 
 def measure() -> list[Figure]:
-    """All runs of all seeds, a core each; the E2E data is in the folder that INSTRUCTLOOP_DATA
-    names.
-    """
-    asked = [(name, seed) for seed in SEEDS for name in WORLDS]
+    """In the generated world; benchmarks/ablations_e2e.py is the other one."""
+    return measured("generated")
+
+
+def measured(name: str) -> list[Figure]:
+    """All runs of all seeds in one world, a core each."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        runs = dict(zip(asked, pool.map(figures_of, *zip(*asked, strict=True)), strict=True))
+        runs = list(pool.map(partial(figures_of, name), SEEDS))
     return [
-        figure(
-            f"{name}.{key}", [runs[name, seed][key] for seed in SEEDS], UNITS[key.partition("@")[0]]
-        )
-        for name in WORLDS
-        for key in runs[name, SEEDS[0]]
+        figure(f"{name}.{key}", [run[key] for run in runs], UNITS[key.partition("@")[0]])
+        for key in runs[0]
     ]
 
 
@@ -237,7 +236,7 @@ class Runs:
         """A run with other settings than PPO's own, compared with SFT; what each iteration sampled,
         and the seconds of CPU time of it all and of sampling.
         """
-        changes = {"episodes": BATCH * iterations, **settings}
+        changes = {"episodes": BATCH * (iterations // self._world.shorter), **settings}
         config = self._seeded(PPO).model_copy(update=changes)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -289,7 +288,7 @@ class Runs:
         return language_model_loss(policy, self._world.held_out, PPO.max_prompt_tokens)
 
     def _seeded(self, config: Config) -> Config:
-        return config.model_copy(update={"seed": self._seed})
+        return config.model_copy(update={"seed": self._seed, "precision": self._world.precision})
 
 
 def windows(steps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

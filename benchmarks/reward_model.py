@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from transformers import LlamaForSequenceClassification
 
 from benchmarks import workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
@@ -92,7 +93,11 @@ def ours(k: int, precision: Precision) -> Run:
 
 def reward_model(shape: str, seed: int) -> RewardModel:
     """The weights of `workloads.scorer`."""
-    scorer = workloads.scorer(shape, seed)
+    return of_scorer(workloads.scorer(shape, seed))
+
+
+def of_scorer(scorer: LlamaForSequenceClassification) -> RewardModel:
+    """The same scores from our model, which takes over the scorer's backbone."""
     model = RewardModel(scorer.model).eval()
     with torch.no_grad():
         model.head.weight.copy_(scorer.score.weight)

@@ -26,6 +26,7 @@ from feedback.vault import open_events
 from instructloop.config import load_config
 from instructloop.text import hold_out, read_documents
 from instructloop.version import code_version
+from training.config import Precision
 from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
 from training.evaluation.comparison import Judge
 from training.evaluation.reward_models import labeler_groups
@@ -46,7 +47,9 @@ Answers = Sequence[Sequence[tuple[str, bool]]]
 
 @dataclass(frozen=True)
 class World:
-    """Data of one seed. No stage learns from `held_out` or `gold`, and PPO not from `test`.
+    """Data of one seed, and what its stages take: `epochs` of SFT, and so many times `shorter` runs
+    of PPO than ablations.py has. No stage learns from `held_out` or `gold`, and neither a reward
+    model nor PPO from `test`.
 
     `rankings` of K answers of the SFT policy to each of `asked` (in E2E of none: other systems'
     outputs were ranked) gives those to learn from, and those of other raters.
@@ -56,6 +59,8 @@ class World:
     held_out: list[str]
     demonstrations: list[SftRow]
     epochs: int
+    shorter: int
+    precision: Precision
     prompts: list[PromptRow]
     test: list[PromptRow]
     gold: Judge
@@ -75,6 +80,8 @@ def generated(seed: int) -> World:
         held_out,
         [SftRow(**vars(_row(t.prompt)), response=demonstration(t, rng)) for t in tasks],
         epochs=1,
+        shorter=1,
+        precision="bf16",
         prompts=rows[:PROMPTS],
         test=rows[-TESTED:],
         gold=gold_judge(),
@@ -120,18 +127,23 @@ def _simulated(
 
 def human(seed: int) -> World:
     """E2E demonstrations and RankME's rankings, K = 5, of other systems' outputs; the gold judge
-    counts slots.
+    counts slots. Rankings are split by rater, so those of a tested prompt are left out.
     """
-    sets, documents = _imported()
+    sets, documents = imported()
     documents, held_out = hold_out(documents)
-    ranked = [*sets["rm", "train"], *sets["rm", "validation"]]
+    test = sets["ppo", "test"][:TESTED]
+    tested = {prompt_text(row) for row in test}
+    rankings = [*sets["rm", "train"], *sets["rm", "validation"]]
+    ranked = [row for row in rankings if prompt_text(row) not in tested]
     return World(
         documents,
         held_out[:60],
         sets["sft", "train"][: DEMONSTRATIONS // 3],
         epochs=3,
+        shorter=2,
+        precision="fp32",
         prompts=sets["ppo", "train"],
-        test=sets["ppo", "test"][:TESTED],
+        test=test,
         gold=e2e.slots(),
         asked=[],
         rankings=lambda _: _by_rater(ranked, seed),
@@ -139,7 +151,7 @@ def human(seed: int) -> World:
 
 
 @functools.cache
-def _imported() -> tuple[dict[tuple[SetName, Split], list[Any]], list[str]]:
+def imported() -> tuple[dict[tuple[SetName, Split], list[Any]], list[str]]:
     """Rows of the dataset of demo/e2e.toml by set and split, and documents."""
     data = os.environ.get("INSTRUCTLOOP_DATA")
     if not data:

@@ -41,11 +41,12 @@ def test_no_rater_is_on_both_sides(make: Callable[[int], World]) -> None:
 
 
 @pytest.mark.parametrize("make", WORLDS)
-def test_policies_are_compared_on_prompts_that_ppo_never_saw(make: Callable[[int], World]) -> None:
+def test_policies_are_compared_on_prompts_that_no_reward_model_and_no_policy_learned_from(
+    make: Callable[[int], World],
+) -> None:
     world = make(1)
     tested = {prompt_text(row) for row in world.test}
-    # Raters of E2E ranked outputs to the tested prompts, too: who was held out is a rater.
-    seen = [*world.prompts, *world.asked]
+    seen = [*world.prompts, *ranked(world)[0]]
     assert len(tested) == len(world.test)
     assert tested.isdisjoint(prompt_text(row) for row in seen)
     assert set(world.held_out).isdisjoint(world.documents)

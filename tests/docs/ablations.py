@@ -8,8 +8,8 @@ from typing import Any
 from instructloop.plots import Sweep, sweeps
 from tests.docs.figures import RESULTS
 
-# Worlds by name; settings and, in the order of the panels, what is drawn of each.
-WORLDS = ("generated", "e2e")
+# Worlds with their suites; settings and, in the order of the panels, what is drawn of each.
+WORLDS = {"generated": "ablations", "e2e": "ablations_e2e"}
 SETTINGS = {
     "ptx": ("ptx coefficient", ("lm_loss_rise", "kl", "reward_gain", "gold_gain")),
     "beta": ("beta", ("lm_loss_rise", "kl", "reward_gain", "gold_gain")),
@@ -34,14 +34,14 @@ COMPARED = {
 
 def plots(docs: Path) -> dict[Path, str]:
     """One picture for each world and one of advantages, on white: a page may be dark."""
-    figures, compared = _figures("ablations"), _figures("advantages")
     drawn = {
         f"ablations-{world}.svg": [
-            _row(figures, f"{world}.", setting, label, {m: TITLES[m] for m in measures})
+            _row(results(suite), f"{world}.", setting, label, {m: TITLES[m] for m in measures})
             for setting, (label, measures) in SETTINGS.items()
         ]
-        for world in WORLDS
+        for world, suite in WORLDS.items()
     }
+    compared = results("advantages")
     drawn["advantages.svg"] = [_row(compared, "", "advantage", "advantage", COMPARED)]
     return {
         docs / name: sweeps(rows).replace("<svg ", '<svg style="background: white" ', 1)
@@ -49,7 +49,8 @@ def plots(docs: Path) -> dict[Path, str]:
     }
 
 
-def _figures(suite: str) -> list[dict[str, Any]]:
+def results(suite: str) -> list[dict[str, Any]]:
+    """The figures of a suite."""
     result = json.loads((RESULTS / f"{suite}.json").read_text("utf-8"))
     found: list[dict[str, Any]] = result["figures"]
     return found

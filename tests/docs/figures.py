@@ -8,8 +8,8 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 HEAD = """# Figures
 
 What was measured, where and with which command: benchmarks/results, one file for each suite. This
-page is written by `make docs`. A value is the median of its runs, beside it the least and the
-greatest; of an estimate, its 95 % interval.
+page is written by `make docs`. A value is the median of its runs (of `accuracy_over_trl` the mean),
+beside it the least and the greatest; of an estimate, its 95 % interval.
 """
 
 

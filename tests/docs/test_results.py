@@ -1,17 +1,12 @@
-"""What docs/results.md says of the ablations is what benchmarks/results/ablations.json holds."""
-
-import json
+"""What docs/results.md says of the ablations is what benchmarks/results holds."""
 
 import pytest
 
-from tests.docs.ablations import COMPARED, SETTINGS, WORLDS, plots
-from tests.docs.figures import RESULTS
+from tests.docs.ablations import COMPARED, SETTINGS, WORLDS, plots, results
 from tests.docs.pages import DOCS
 
-FIGURES, ADVANTAGES = (
-    {f["figure"]: f for f in json.loads((RESULTS / f"{suite}.json").read_text("utf-8"))["figures"]}
-    for suite in ("ablations", "advantages")
-)
+FIGURES = {f["figure"]: f for suite in WORLDS.values() for f in results(suite)}
+ADVANTAGES = {f["figure"]: f for f in results("advantages")}
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
@@ -25,7 +20,12 @@ def along(world: str, measure: str, setting: str, of: str = "value") -> list[flo
 def test_a_larger_mix_keeps_more_of_the_text(world: str) -> None:
     losses = along(world, "lm_loss_rise", "ptx")
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0 < losses[0]
+    assert losses[-1] < 0
+
+
+def test_a_run_without_a_mix_forgets_text_only_where_it_is_long_enough() -> None:
+    assert along("generated", "lm_loss_rise", "ptx", "min")[0] > 0.05
+    assert abs(along("e2e", "lm_loss_rise", "ptx")[0]) < 0.001
 
 
 @each_world
@@ -73,6 +73,14 @@ def test_every_panel_of_advantages_has_its_figures() -> None:
     sides = ("gae", "rloo", "grpo")
     assert {f"{m}@advantage={side}" for m in COMPARED for side in sides} <= ADVANTAGES.keys()
     assert (DOCS / "advantages.svg").read_text("utf-8").startswith("<svg ")
+
+
+def test_no_difference_from_trl_can_be_told() -> None:
+    found = {f["figure"]: f for f in results("reward_accuracy")}
+    over = found["accuracy_over_trl_ci95"]
+    assert over["min"] < 0 < over["max"]
+    sides = [found[f"accuracy_{side}"] for side in ("ours", "trl")]
+    assert max(s["min"] for s in sides) < min(s["max"] for s in sides)
 
 
 @each_world
