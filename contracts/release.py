@@ -119,6 +119,11 @@ class ReleaseRegistry:
         with self._writing():
             self._record(release)
 
+    def check_id(self, release: Release) -> None:
+        """Raise InvalidInput where the id names no file, or another release."""
+        if self._file(release.id).exists() and self.get(release.id) != release:
+            raise InvalidInput("release.id", "an id that is not taken", release.id)
+
     def get(self, release_id: str) -> Release:
         """Raises NotFound, or CorruptArtifact for a record that is damaged or of another id."""
         try:
@@ -270,10 +275,8 @@ class ReleaseRegistry:
         return target
 
     def _record(self, release: Release) -> None:
-        file = self._file(release.id)
-        if file.exists() and self.get(release.id) != release:
-            raise InvalidInput("release.id", "an id that is not taken", release.id)
-        write_text_durably(file, release.model_dump_json(indent=1))
+        self.check_id(release)
+        write_text_durably(self._file(release.id), release.model_dump_json(indent=1))
 
     def _set_current(self, release_id: str, why: str) -> None:
         if self.pinned_id() is None:

@@ -48,11 +48,12 @@ def push(registry: ReleaseRegistry, release_id: str, urls: Sequence[str], key: s
 
 
 def _hand_over(client: httpx.Client, url: str, release: Release, folder: Path) -> None:
-    kind = _told(url, partial(client.get, f"{url}/v1/admin/status"))["push"]
+    kind = _told(url, partial(client.get, f"{url}/v1/admin/status")).get("push")
     if kind is None:
         raise InvalidInput("--to", "a server with INSTRUCTLOOP_PUSH set", url)
     host = _own_address(url)
-    with closing(listen(host)) as listener, ThreadPoolExecutor(1) as aside:
+    # Whatever ends this, the listener goes first: a worker at a closed door is not waited for.
+    with ThreadPoolExecutor(1) as aside, closing(listen(host)) as listener:
         port = listener.getsockname()[1]
         meeting = Meeting(host=host, port=port, secret=secrets.token_hex(32))
         offer = Offer.of(release, folder, kind, meeting)
@@ -113,8 +114,10 @@ def _told(url: str, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
     try:
         reply = ask()
         body: dict[str, Any] = reply.json()
-    except (httpx.HTTPError, ValueError) as e:
+        if reply.status_code != httpx.codes.OK:
+            raise PushRefused(f"{url}: {body['error']['message']}")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
         raise PushRefused(f"{url}: {e}") from e
-    if reply.status_code != httpx.codes.OK:
-        raise PushRefused(f"{url}: {body['error']['message']}")
+    except (KeyError, TypeError):
+        raise PushRefused(f"{url}: status {reply.status_code}, from no such server") from None
     return body

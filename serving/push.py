@@ -87,7 +87,7 @@ class Offer(BaseModel):
         return cls(
             release=release,
             manifest=manifest,
-            texts={name: file.read_text("utf-8") for name, file in texts.items()},
+            texts={name: file.read_bytes().decode() for name, file in texts.items()},
             headers={f.name: _header(f) for f in sorted(folder.glob("*.safetensors"))},
             transport=kind,
             meeting=meeting,
@@ -105,7 +105,10 @@ class Offer(BaseModel):
             raise InvalidInput("release.artifact", "an artifact of kind policy", self.manifest.kind)
         for entry in self.manifest.files:
             checkpoint.check_suffix(entry.path)
-        said = {name: checkpoint.parsed(name, self._text(name)) for name in self.texts}
+        wanted = sorted(self._entries.keys() & {*CONFIGS, INDEX})
+        if wanted != sorted(self.texts):
+            raise InvalidInput("texts", f"those of {wanted}", sorted(self.texts))
+        said = {name: checkpoint.parsed(name, self._text(name)) for name in wanted}
         if CONFIG not in said:
             raise InvalidInput(CONFIG, "a file of this name", "none")
         tokenizer = {n: self._entry(n).sha256 for n in TOKENIZER_FILES if n in self._entries}

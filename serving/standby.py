@@ -54,6 +54,7 @@ class Standby:
         """
         if self._running is None:
             raise InvalidInput("push", "a server that has loaded its first release", "none yet")
+        await asyncio.to_thread(self._registry.check_id, offer.release)
         await self._check(offer.release, await asyncio.to_thread(offer.checkpoint))
         self.release = None
         await self._engine.receive(offer, bound_s)

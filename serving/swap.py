@@ -131,7 +131,7 @@ class WeightSwapper:
         """
         release_id = offer.release.id
         async with self._alone():
-            if release_id in self.loaded or self._standby.has(release_id):
+            if offer.release in (*self.loaded.values(), self.standby):
                 return None
             async with self._attempt(release_id, offer.transport) as timer:
                 with timer.step("stage_ms"):
@@ -247,7 +247,7 @@ class WeightSwapper:
     async def _attempt(self, release_id: str, source: Source) -> AsyncIterator[Timer]:
         """Try to have a release: one that is refused is noted, and left out."""
         timer = Timer(self._clock, source)
-        self.state = "staging"
+        before, self.state = self.state, "staging"
         try:
             yield timer
         except _Refused as e:
@@ -258,7 +258,7 @@ class WeightSwapper:
                 self._settled = release_id
             await self._changes.note(release_id, "refused", str(e), timer)
         finally:
-            self.state = "serving"
+            self.state = before
 
     async def _stage(self, release_id: str, *, beside: bool = False) -> Release:
         """Have the release's weights lie beside the running ones, or its adapter loaded; with

@@ -188,6 +188,8 @@ class PpoConfig(AdaptableConfig):
                 raise ValueError(
                     f"value_warmup_iterations: expected 0 without a value network, got {got}"
                 )
+            if self.gamma != 1:
+                raise ValueError(f"gamma: expected 1 for {self.advantage}, got {self.gamma}")
         for name, size in (("batch", self.batch), ("minibatch", self.minibatch)):
             if size % group:
                 raise ValueError(f"{name}: expected a multiple of {group} responses, got {size}")

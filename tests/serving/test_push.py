@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import json
 import shutil
@@ -11,17 +12,22 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 from safetensors.torch import load_file, save_file
 
 from contracts.artifact import ArtifactManifest
 from contracts.errors import CorruptArtifact, InvalidInput, NotFound
+from contracts.events import Stamper
 from contracts.release import Release, ReleaseRegistry
 from instructloop.push import PushRefused, push
+from serving.gate import Gate
 from serving.push import Offer
 from serving.settings import Settings
+from serving.swap import SwapOptions, WeightSwapper
 from serving.transport import Meeting, listen
+from tests.fakes import FakeEngine, MemorySink
 from tests.serving import house as houses
-from tests.serving.house import House, house
+from tests.serving.house import House, house, served
 
 WEIGHTS = "model.safetensors"
 
@@ -210,12 +216,17 @@ def manifest(how: Callable[[list[dict[str, Any]]], object]) -> Callable[[dict[st
     return spoil
 
 
-def index(offer: dict[str, Any]) -> None:
-    text = '{"weight_map": {"weight": "other.safetensors"}}'
-    name, digest = "model.safetensors.index.json", hashlib.sha256(text.encode()).hexdigest()
-    offer["texts"][name] = text
+def unsaid(name: str, text: str) -> Callable[[dict[str, Any]], object]:
+    """A file of the artifact whose text is not in the offer."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
     entry = {"path": name, "sha256": digest, "bytes": len(text)}
-    manifest(lambda files: files.append(entry))(offer)
+    return manifest(lambda files: files.append(entry))
+
+
+def index(offer: dict[str, Any]) -> None:
+    name, text = "model.safetensors.index.json", '{"weight_map": {"weight": "other.safetensors"}}'
+    offer["texts"][name] = text
+    unsaid(name, text)(offer)
 
 
 def twice(offer: dict[str, Any]) -> None:
@@ -234,7 +245,16 @@ SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "config.json: expected sha256",
         lambda o: o["texts"].update({"config.json": "[]"}),
     ),
-    "no config": ("config.json: expected a file", lambda o: o["texts"].clear()),
+    "no config": (
+        "texts: expected those of ['config.json']",
+        lambda o: o["texts"].clear(),
+    ),
+    "config unsaid": ("texts: expected those of", unsaid("generation_config.json", "{}")),
+    "index unsaid": (
+        "texts: expected those of",
+        unsaid("model.safetensors.index.json", '{"weight_map": {}}'),
+    ),
+    "text of none": ("texts: expected those of", lambda o: o["texts"].update({"a.json": "{}"})),
     "no header": ("headers: expected those of", lambda o: o["headers"].clear()),
     "no weights": ("headers: expected those of []", manifest(lambda files: files.pop(1))),
     "not JSON": ("expected JSON", lambda o: o["headers"].update({WEIGHTS: "{"})),
@@ -303,6 +323,21 @@ def test_trainer_that_is_killed_in_the_middle_leaves_nothing_behind(
     push(trainer.registry, "killed", [here.url], key(here))
     assert serving(here) == "killed"
     to_first(here)
+
+
+def test_trainer_that_is_interrupted_before_anybody_came_lets_the_server_go(
+    here: House, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    trainer.release("interrupted", 1.0)
+    monkeypatch.setattr("instructloop.push.admit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        push(trainer.registry, "interrupted", [here.url], key(here))
+    with here.client("ann") as client:
+        last = client.get("/v1/releases").json()["data"][-1]
+    assert last["outcome"] == "refused" and "longer than it may" not in last["reason"]
 
 
 def offered(trainer: Trainer, release: Release, port: int, **other: Any) -> dict[str, Any]:
@@ -379,6 +414,64 @@ def test_replicas_of_one_registry_take_a_push_each_and_swap(
         with pytest.raises(NotFound):
             here.registry.artifacts.path(release.artifact)
         to_first(here)
+
+
+@pytest.mark.parametrize("release_id", ["r1", "known"])
+def test_another_release_of_an_id_that_is_taken_is_refused_before_its_weights_move(
+    here: House, trainer: Trainer, release_id: str
+) -> None:
+    """Be it the one that is served, or one that the registry knows."""
+    if release_id == "known":
+        here.registry.add(trainer.served.model_copy(update={"id": "known"}))
+    trainer.release(release_id, 1.0)
+    here.engine.received.clear()
+    with pytest.raises(PushRefused, match=r"release\.id: expected an id that is not taken"):
+        push(trainer.registry, release_id, [here.url], key(here))
+    assert changes(here)[-1] == (release_id, "refused", "tcp")
+    assert not here.engine.received and serving(here) == "r1"
+
+
+def test_the_release_that_is_served_is_there_already(here: House, trainer: Trainer) -> None:
+    shutil.copytree(here.registry.root, trainer.registry.root)
+    before = changes(here)
+    push(trainer.registry, "r1", [here.url], key(here))
+    assert serving(here) == "r1" and changes(here) == before
+
+
+def test_a_server_that_serves_nothing_yet_takes_no_push_and_goes_on_waiting(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    swapper = WeightSwapper(
+        FakeEngine(),
+        ReleaseRegistry(tmp_path / "empty"),
+        Gate(),
+        MemorySink(),
+        Stamper("test"),
+        SwapOptions(),
+    )
+    offer = Offer.model_validate(offered(trainer, trainer.release("early", 1.0), 9))
+    assert "loaded its first release" in (asyncio.run(swapper.receive(offer)) or "")
+    assert swapper.state == "loading"
+
+
+def test_what_answers_as_no_server_of_ours_is_refused(trainer: Trainer) -> None:
+    trainer.release("astray", 1.0)
+    older, other = FastAPI(), FastAPI()
+    older.get("/v1/admin/status")(lambda: {"object": "status"})
+    with served(older) as url, pytest.raises(InvalidInput, match="INSTRUCTLOOP_PUSH"):
+        push(trainer.registry, "astray", [url], "key")
+    with served(other) as url, pytest.raises(PushRefused, match="status 404"):
+        push(trainer.registry, "astray", [url], "key")
+    with pytest.raises(PushRefused, match=r"http://server:port: Invalid port"):
+        push(trainer.registry, "astray", ["http://server:port"], "key")
+
+
+def test_a_config_travels_byte_for_byte(here: House, trainer: Trainer) -> None:
+    """Whoever wrote it ended its lines in two bytes."""
+    trainer.release("lines", 1.0, lambda folder: (folder / "config.json").write_bytes(b"{\r\n}"))
+    push(trainer.registry, "lines", [here.url], key(here))
+    assert serving(here) == "lines"
+    to_first(here)
 
 
 def test_adapter_and_unknown_release_are_not_pushed(here: House, trainer: Trainer) -> None:

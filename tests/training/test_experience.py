@@ -180,6 +180,7 @@ def test_the_responses_to_a_prompt_are_in_one_minibatch() -> None:
         ({**GRPO, "batch": 30}, "batch: expected a multiple of 4 responses, got 30"),
         ({**GRPO, "minibatch": 6}, "minibatch: expected a multiple of 4 responses, got 6"),
         ({**RLOO, "value_warmup_iterations": 1}, "expected 0 without a value network, got 1"),
+        ({**RLOO, "gamma": 0.9}, "gamma: expected 1 for rloo, got 0.9"),
         ({"overlap": True}, "importance_cap: expected > 0 where rollouts overlap, got 0"),
     ],
 )
