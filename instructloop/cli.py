@@ -302,7 +302,8 @@ def loop(
 
 def main() -> None:
     """Entry point: an error that we raised on purpose is one line, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Not SIGINT's own handler: a shell that starts this with & has it ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InstructloopError as e:
