@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from contracts.errors import InvalidInput
+from contracts.fields import fault_in
 
 
 class FromEnvironment(BaseSettings):
@@ -17,13 +18,8 @@ class FromEnvironment(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as e:
-            fault = e.errors(include_url=False)[0]
-            expected = fault["msg"].removeprefix("Input should be ")
-            raise InvalidInput(
-                self.variable(str(fault["loc"][0])),
-                expected[:1].lower() + expected[1:],
-                fault["input"],
-            ) from None
+            field, expected, got = fault_in(e)
+            raise InvalidInput(self.variable(field), expected, got) from None
 
     @classmethod
     def variable(cls, field: str) -> str:

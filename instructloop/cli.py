@@ -13,7 +13,12 @@ from contracts.errors import InstructloopError, InvalidInput
 from instructloop import cli_consent, cli_dataset, cli_log, cli_vault
 from instructloop.options import KEYS, LOG, REGISTRY, Data, Keys, Log, Registry
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it cuts long options short, and takes [rules] for a colour
+    help="Serve a model, keep what people rank, train on it, release what came of it.",
+)
 keys = typer.Typer(no_args_is_help=True, help="API keys: who may ask.")
 release = typer.Typer(no_args_is_help=True, help="Releases: what is served, and what was before.")
 app.add_typer(keys, name="keys")
@@ -114,7 +119,10 @@ def revoke_key(key_id: str, keys: Keys = KEYS) -> None:
 
 @app.command()
 def doctor(log: Log = LOG) -> None:
-    """Say what is wrong with the event log, step by step; fails if something is."""
+    """Say what is wrong with the event log, step by step.
+
+    Exit 1 if something is.
+    """
     from feedback.log.address import KafkaSettings
     from feedback.log.doctor import examine
     from feedback.log.spool import SpoolSettings
@@ -150,7 +158,7 @@ def import_(
 
 @release.command("list")
 def list_releases(registry: Registry = REGISTRY) -> None:
-    """Print the releases in the order in which they became current, as JSON lines."""
+    """Print as JSON lines the releases, as they became current."""
     from contracts.release import ReleaseRegistry
 
     releases = ReleaseRegistry(registry)
@@ -161,8 +169,9 @@ def list_releases(registry: Registry = REGISTRY) -> None:
 
 @release.command("status")
 def show_status(registry: Registry = REGISTRY) -> None:
-    """Print what should be served and what each replica serves; exit 1 while they differ, or while
-    no replica serves anything.
+    """Print what should be served and what each replica serves.
+
+    Exit 1 while they differ, or while no replica serves anything.
     """
     import datetime as dt
 
@@ -199,7 +208,7 @@ def pin(
     ] = None,
     registry: Registry = REGISTRY,
 ) -> None:
-    """Keep servers on a release, whatever is published, until it is unpinned."""
+    """Keep servers on a release, whatever is published."""
     from contracts.release import ReleaseRegistry
 
     typer.echo(ReleaseRegistry(registry).pin(release_id).id)
@@ -227,7 +236,7 @@ def adapter(
     base: Annotated[str, typer.Option(help="The release whose weights it adapts.")],
     registry: Registry = REGISTRY,
 ) -> None:
-    """Publish an adapter that was trained elsewhere; running servers follow."""
+    """Publish a LoRA adapter from a folder; running servers follow."""
     from contracts.release import ReleaseRegistry
     from instructloop.adapter import bring_adapter
     from instructloop.version import code_version
@@ -242,7 +251,7 @@ def push(
     key: Annotated[str, typer.Option(envvar="INSTRUCTLOOP_ADMIN_KEY", help="Of scope admin.")],
     registry: Registry = REGISTRY,
 ) -> None:
-    """Hand a release's weights to running servers over the network, and have them swap to it."""
+    """Hand a release to servers over the network; they swap to it."""
     from contracts.release import ReleaseRegistry
     from instructloop.push import push as hand_over
 
@@ -257,7 +266,7 @@ def share(
     ] = None,
     registry: Registry = REGISTRY,
 ) -> None:
-    """Let a part of the people be answered by another release than the one that is served."""
+    """Let another release answer a part of the people."""
     from contracts.release import ReleaseRegistry
 
     releases = ReleaseRegistry(registry)
@@ -279,9 +288,10 @@ def loop(
     config: Annotated[Path, typer.Option(help="The round's TOML file.")],
     data: Data = None,
 ) -> None:
-    """Run one round: dataset, reward model, policy, evaluation, gate, release.
+    """Run one round, from what people said to a release.
 
-    Started by torchrun, its training is on all ranks.
+    Its steps are dataset, reward model, policy, evaluation, gate, release. Started by torchrun, its
+    training is on all ranks.
     """
     from instructloop.config import load_config
     from instructloop.crew import lead
@@ -292,7 +302,8 @@ def loop(
 
 def main() -> None:
     """Entry point: an error that we raised on purpose is one line, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Not SIGINT's own handler: a shell that starts this with & has it ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InstructloopError as e:

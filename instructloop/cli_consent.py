@@ -19,7 +19,10 @@ Purposes = Annotated[
 
 @app.command("show")
 def show(user: User, log: Log = LOG) -> None:
-    """Print what the person agreed to, by purpose with the notice's version, or none."""
+    """Print what the person agreed to, by purpose.
+
+    With the version of the notice that they saw, or none.
+    """
     from feedback.consent import PURPOSES, ConsentLedger
     from feedback.vault import open_events
 
@@ -53,16 +56,16 @@ def withdraw(
     log: Log = LOG,
     registry: Registry = REGISTRY,
 ) -> None:
-    """Take back the person's agreement; print what was made of their data until now.
+    """Take back the person's agreement.
 
-    Nothing of theirs is in the next dataset.
+    Prints what was made of their data until now. Nothing of theirs is in the next dataset.
     """
     typer.echo(_json(_rights(log, registry).withdraw(user, purpose or (), erase=erase)))
 
 
 @app.command("report")
 def report(user: User, log: Log = LOG, registry: Registry = REGISTRY) -> None:
-    """Print the datasets, reward models and releases that used the person's data."""
+    """Print the datasets, models and releases made of the person's data."""
     typer.echo(_json(_rights(log, registry).report(user)))
 
 

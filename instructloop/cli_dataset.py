@@ -86,7 +86,7 @@ def _engine(
 
 @app.command("show")
 def show(digest: str, registry: Registry = REGISTRY) -> None:
-    """Print a dataset's manifest: event range, rules with counts, rows, people."""
+    """Print its manifest: event range, rules with counts, rows, people."""
     from contracts.release import ReleaseRegistry
     from feedback.dataset.lineage import manifest_of
 
@@ -95,7 +95,7 @@ def show(digest: str, registry: Registry = REGISTRY) -> None:
 
 @app.command("diff")
 def diff(before: str, after: str, registry: Registry = REGISTRY) -> None:
-    """Print what differs between two datasets: ranges, rules, counts, rows, people."""
+    """Print what differs between the manifests of two datasets."""
     from contracts.release import ReleaseRegistry
     from feedback.dataset.lineage import diff as differences
 
@@ -104,7 +104,10 @@ def diff(before: str, after: str, registry: Registry = REGISTRY) -> None:
 
 @app.command("explain")
 def explain(id: str, registry: Registry = REGISTRY) -> None:
-    """From a completion's or event's id to rows and models; from a release to its rows."""
+    """Print what an id became: rows and models.
+
+    Of a completion or an event; of a release, the rows that it was made of.
+    """
     from contracts.release import ReleaseRegistry
     from feedback.dataset.lineage import explain as run
 
@@ -117,8 +120,9 @@ def review(
     reviewer: Annotated[str | None, typer.Option(help="Who decides; without, only list.")] = None,
     registry: Registry = REGISTRY,
 ) -> None:
-    """Confirm, row by row, what a dataset built with rules.review holds; dropped rows are not in
-    the next one.
+    """Confirm, row by row, what was masked.
+
+    Of a dataset built with rules.review. Rows that are dropped are not in the next one.
     """
     from contracts.release import ReleaseRegistry
     from feedback.dataset.review import Reviews

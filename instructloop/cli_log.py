@@ -12,7 +12,10 @@ app = typer.Typer(no_args_is_help=True, help="The event log: what it could not r
 
 @app.command("letters")
 def letters(log: Log = LOG) -> None:
-    """Print where the log holds what is no event of its topic, and why; not what is in it."""
+    """Print where the log holds what is no event of its topic, and why.
+
+    What is in it is not printed.
+    """
     from feedback.vault import open_events
 
     for letter in open_events(log).dead_letters():
@@ -21,7 +24,10 @@ def letters(log: Log = LOG) -> None:
 
 @app.command("revive")
 def revive(log: Log = LOG) -> None:
-    """Append again what this version can read by now; fails if something is left."""
+    """Append again what this version can read by now.
+
+    Exit 1 if something is left.
+    """
     from feedback.vault import open_events
 
     events = open_events(log)

@@ -11,10 +11,10 @@ app = typer.Typer(no_args_is_help=True, help="Keys of people's texts.")
 
 @app.command("rotate")
 def rotate(log: Log = LOG) -> None:
-    """A new master key takes over, while servers run; the old one is destroyed.
+    """Let a new master key take over, while servers run.
 
-    With a master key from the environment: start everything with NEW,OLD, run this, then start with
-    NEW alone.
+    The old one is destroyed. With a master key from the environment: start everything with NEW,OLD,
+    run this, then start with NEW alone.
     """
     from feedback.vault import master_file, open_vault, vault_path
     from feedback.vault.keys import rotate as run

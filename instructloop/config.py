@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import InvalidInput
+from contracts.fields import fault_in
 from feedback.dataset.settings import RuleSettings
 from training.config import (
     EvaluationConfig,
@@ -124,6 +125,5 @@ def load_config(file: Path, data: Path | None = None, **overrides: Any) -> Round
     except tomllib.TOMLDecodeError as e:
         raise InvalidInput(str(file), "TOML", str(e)) from e
     except ValidationError as e:
-        first = e.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{file}: {field}", first["msg"], first.get("input")) from e
+        field, expected, got = fault_in(e)
+        raise InvalidInput(f"{file}: {field}", expected, got) from e

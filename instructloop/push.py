@@ -38,6 +38,8 @@ def push(registry: ReleaseRegistry, release_id: str, urls: Sequence[str], key: s
     release, urls = registry.get(release_id), [url.rstrip("/") for url in urls]
     if release.base is not None:
         raise InvalidInput("release", "one of whole weights", f"{release_id}, an adapter")
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("--key", "a key as it was printed when it was made", "another text")
     folder = registry.artifacts.path(release.artifact)
     bounds = httpx.Timeout(CONNECT_BOUND_S, read=REPLY_BOUND_S)
     with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=bounds) as client:
@@ -113,11 +115,13 @@ def _told(url: str, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
     """The body of a reply. Raises PushRefused."""
     try:
         reply = ask()
-        body: dict[str, Any] = reply.json()
-        if reply.status_code != httpx.codes.OK:
-            raise PushRefused(f"{url}: {body['error']['message']}")
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise PushRefused(f"{url}: {e}") from e
-    except (KeyError, TypeError):
-        raise PushRefused(f"{url}: status {reply.status_code}, from no such server") from None
-    return body
+    try:
+        body: dict[str, Any] = reply.json()
+        if reply.status_code == httpx.codes.OK and body["object"] == "status":
+            return body
+        reason = body["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        reason = f"expected a reply of Instructloop, got another one, of status {reply.status_code}"
+    raise PushRefused(f"{url}: {reason}")

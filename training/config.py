@@ -7,11 +7,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from contracts.fields import at_odds
+
 Precision = Literal["fp32", "bf16"]
 RankingModel = Literal["bradley_terry", "plackett_luce"]
 Advantage = Literal["gae", "rloo", "grpo"]
 # The largest error, as a share of the target, that the adaptive KL controller acts on.
 KL_ERROR = 0.2
+# Widths of a head that vLLM's attention takes on a CPU.
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 class StageConfig(BaseModel):
@@ -60,13 +64,20 @@ class PretrainConfig(StageConfig):
     hidden_size: int = 256
     intermediate_size: int = 704
     layers: int = 4
-    heads: int = 4
+    heads: int = Field(default=4, ge=1)
     context: int = Field(default=256, ge=8)
     steps: int = Field(default=600, ge=1)
     rows_per_step: int = Field(default=16, ge=1)
     row_tokens: int = Field(default=128, ge=8)
     learning_rate: float = Field(default=2e-3, gt=0)
     warmup_steps: int = 20
+
+    @model_validator(mode="after")
+    def _the_engine_takes_its_heads(self) -> "PretrainConfig":
+        if self.hidden_size not in {self.heads * size for size in HEAD_SIZES}:
+            expected = f"{self.heads} heads times one of {HEAD_SIZES}"
+            raise at_odds("hidden_size", expected, self.hidden_size)
+        return self
 
 
 class SftConfig(AdaptableConfig):
@@ -181,34 +192,30 @@ class PpoConfig(AdaptableConfig):
         group = self.samples_per_prompt
         if self.advantage != "gae":
             if group == 1:
-                expected = f"2 or more for {self.advantage} to compare"
-                raise ValueError(f"samples_per_prompt: expected {expected}, got 1")
-            if self.value_warmup_iterations:
-                got = self.value_warmup_iterations
-                raise ValueError(
-                    f"value_warmup_iterations: expected 0 without a value network, got {got}"
-                )
+                raise at_odds("samples_per_prompt", f"2 or more for {self.advantage} to compare", 1)
+            if warmup := self.value_warmup_iterations:
+                raise at_odds("value_warmup_iterations", "0 without a value network", warmup)
             if self.gamma != 1:
-                raise ValueError(f"gamma: expected 1 for {self.advantage}, got {self.gamma}")
+                raise at_odds("gamma", f"1 for {self.advantage}", self.gamma)
         for name, size in (("batch", self.batch), ("minibatch", self.minibatch)):
             if size % group:
-                raise ValueError(f"{name}: expected a multiple of {group} responses, got {size}")
+                raise at_odds(name, f"a multiple of {group} responses", size)
         return self
 
     @model_validator(mode="after")
     def _what_is_drawn_ahead_is_corrected(self) -> "PpoConfig":
         if self.overlap and self.importance_cap == 0:
-            raise ValueError("importance_cap: expected > 0 where rollouts overlap, got 0")
+            raise at_odds("importance_cap", "> 0 where rollouts overlap", 0)
         return self
 
     @model_validator(mode="after")
     def _beta_stays_positive(self) -> "PpoConfig":
         if self.kl_controller == "adaptive":
             if self.beta == 0:
-                raise ValueError("beta: expected > 0 for an adaptive controller to move, got 0")
+                raise at_odds("beta", "> 0 for an adaptive controller to move", 0)
             if self.kl_horizon <= KL_ERROR * self.batch:
                 expected = f"more than {KL_ERROR} of a batch of {self.batch} episodes"
-                raise ValueError(f"kl_horizon: expected {expected}, got {self.kl_horizon}")
+                raise at_odds("kl_horizon", expected, self.kl_horizon)
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from contracts.dataset import SetName
+from contracts.fields import at_odds
 
 SourceName = Literal["playground", "api", "labeler", "import"]
 SOURCES: tuple[SourceName, ...] = ("playground", "api", "labeler", "import")
@@ -72,11 +73,9 @@ class RuleSettings(BaseModel):
     @model_validator(mode="after")
     def _fit(self) -> "RuleSettings":
         if self.train_fraction + self.validation_fraction > 1:
-            raise ValueError(
-                "train_fraction + validation_fraction: expected at most 1, got "
-                f"{self.train_fraction + self.validation_fraction}"
-            )
+            expected = f"at most 1 together with train_fraction, {self.train_fraction}"
+            raise at_odds("validation_fraction", expected, self.validation_fraction)
         for name, weights in self.mix.items():
             if not weights or min(weights.values()) <= 0:
-                raise ValueError(f"mix.{name}: expected weights above 0, got {weights}")
+                raise at_odds(f"mix.{name}", "weights above 0", weights)
         return self

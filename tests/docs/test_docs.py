@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
 from pydantic_settings import BaseSettings
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from feedback.log.address import KafkaSettings
 from feedback.log.spool import SpoolSettings
@@ -143,6 +145,23 @@ def test_help_of_serve_fits_one_screen() -> None:
     screen = {**os.environ, "COLUMNS": "80"}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=screen)
     assert len(shown.stdout.splitlines()) <= 40
+
+
+def test_no_help_is_cut_short_at_80_columns() -> None:
+    cut = [
+        " ".join([*path, line.strip()])
+        for path in (["--help"], *([*words, "--help"] for words in subcommands(get_command(app))))
+        for line in CliRunner().invoke(app, path, terminal_width=80).output.splitlines()
+        if len(line) > 80 or re.search(r"\w\.\.\.|…", line)
+    ]
+    assert cut == []
+    assert "[rules]" in CliRunner().invoke(app, ["dataset", "build", "--help"]).output
+
+
+def subcommands(command: object) -> Iterator[list[str]]:
+    for name, below in getattr(command, "commands", {}).items():
+        yield [name]
+        yield from ([name, *words] for words in subcommands(below))
 
 
 def test_what_is_wrong_is_seen(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 import datetime as dt
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,22 @@ def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:
     (held,) = json.loads(said.output)["api_keys"]
     assert (held["id"], held["user_id"], held["revoked"]) == (key_id, "ann", None)
     assert key not in said.output
+
+
+def test_a_command_that_was_started_in_the_background_of_a_script_ends_at_sigterm(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "rows")
+    command = 'trap "" INT; exec "$@"'
+    words = ["import", "hh", str(tmp_path / "rows"), "--log", f"sqlite:///{tmp_path}/log.db"]
+    with (
+        subprocess.Popen(
+            ["sh", "-c", command, "sh", sys.executable, "-m", "instructloop.cli", *words]
+        ) as process,
+        (tmp_path / "rows").open("wb"),
+    ):  # waits until it reads
+        process.terminate()
+        try:
+            assert process.wait(60) > 0
+        finally:
+            process.kill()

@@ -57,6 +57,8 @@ def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
         ("[ppo]\nbtea = 0.1\n", "ppo.btea"),
         ("[ppo]\nbeta = -1\n", "ppo.beta"),
         ("[base]\nvocab_size = 10\n", "base.vocab_size"),
+        ("[base]\nhidden_size = 64\nheads = 4\n", "base.hidden_size: expected 4 heads times"),
+        ("[base]\nheads = 0\n", "base.heads"),
         ("colour = 1\n", "colour"),
         ('preset = "paper-175b"\n', "preset"),
         ("preset = [1]\n", "preset"),
@@ -66,6 +68,40 @@ def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, extra: str, field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         load_config(written(tmp_path, MINIMAL + extra))
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("[ppo]\nbtea = 0.1\n", "ppo.btea: expected a name that exists, got 'an unknown one'"),
+        ("[ppo]\nbeta = -1\n", "ppo.beta: expected greater than or equal to 0, got -1"),
+        (
+            '[ppo]\nadvantage = "rloo"\n',
+            "ppo.samples_per_prompt: expected 2 or more for rloo to compare, got 1",
+        ),
+        (
+            "[ppo]\noverlap = true\n",
+            "ppo.importance_cap: expected > 0 where rollouts overlap, got 0",
+        ),
+        (
+            "[rules]\nvalidation_fraction = 0.5\n",
+            (
+                "rules.validation_fraction: expected at most 1 together with train_fraction, 0.8, "
+                "got 0.5"
+            ),
+        ),
+    ],
+)
+def test_a_refusal_is_field_expected_and_got(tmp_path: Path, extra: str, told: str) -> None:
+    file = written(tmp_path, MINIMAL + extra)
+    with pytest.raises(InvalidInput) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file}: {told}"
+
+
+def test_a_setting_without_a_default_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="registry: expected a value, got 'nothing'"):
+        load_config(written(tmp_path, MINIMAL.replace('registry = "g"\n', "")))
 
 
 def test_the_data_folder_is_asked_for(tmp_path: Path) -> None:

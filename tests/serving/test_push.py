@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import torch
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from safetensors.torch import load_file, save_file
 
 from contracts.artifact import ArtifactManifest
@@ -483,6 +485,28 @@ def test_adapter_and_unknown_release_are_not_pushed(here: House, trainer: Traine
     trainer.release("fine", 1.0)
     with pytest.raises(PushRefused, match=r"127\.0\.0\.1:9: "):
         push(trainer.registry, "fine", ["http://127.0.0.1:9"], key(here))
+
+
+def test_address_that_is_no_server_of_ours_is_said_to_be_none(trainer: Trainer) -> None:
+    trainer.release("astray", 1.0)
+    other = FastAPI()
+    other.get("/empty/v1/admin/status")(lambda: {"models": []})
+    other.get("/page/v1/admin/status")(lambda: HTMLResponse("welcome"))
+    with houses.served(other) as url:
+        for path, status in (("", 404), ("/empty", 200), ("/page", 200)):
+            with pytest.raises(PushRefused, match=rf"a reply of Instructloop, .* {status}$"):
+                push(trainer.registry, "astray", [url + path], "il-root")
+    for wrong in ("127.0.0.1:8000", "http://[::1"):
+        with pytest.raises(PushRefused, match=re.escape(wrong)):
+            push(trainer.registry, "astray", [wrong], "il-root")
+
+
+@pytest.mark.parametrize("wrong", ["il-secret\n", "il-secret…"])
+def test_key_that_can_be_none_is_not_sent_and_not_repeated(trainer: Trainer, wrong: str) -> None:
+    trainer.release("keyless", 1.0)
+    with pytest.raises(InvalidInput, match="--key: expected a key") as refused:
+        push(trainer.registry, "keyless", ["http://127.0.0.1:9"], wrong)
+    assert "secret" not in str(refused.value)
 
 
 def test_start_after_a_push_serves_what_is_stored_until_the_artifact_is_there(
