@@ -78,8 +78,8 @@ class Release(BaseModel):
     dataset: str | None = None
     reward_model: str | None = None
     code_version: str
-    # The figures that the gate saw.
-    evaluation: dict[str, float] = {}
+    # The figures that the gate saw, of those that are numbers.
+    evaluation: dict[str, FiniteFloat] = {}
 
 
 class Turn(BaseModel):

@@ -1,6 +1,7 @@
 """One round on one page: dataset > reward model > policy > evaluation > gate > release."""
 
 import datetime as dt
+import math
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def describe(loop: Loop, candidate: Candidate) -> Release:
         parent=candidate.parent,
         dataset=candidate.dataset,
         reward_model=loop.registry.artifacts.put("reward_model", candidate.reward_model),
-        evaluation=candidate.figures,
+        evaluation={name: x for name, x in candidate.figures.items() if math.isfinite(x)},
     )
 
 

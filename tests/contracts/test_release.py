@@ -2,6 +2,7 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from contracts.errors import CorruptArtifact, InvalidInput, NotFound
 from contracts.release import Canary, Release, ReleaseRegistry
@@ -148,3 +149,12 @@ def test_shares_are_kept_and_name_known_releases(registry: ReleaseRegistry, arti
     (registry.root / "shares.json").write_text('{"parts": {"r0001": 2}}')
     with pytest.raises(CorruptArtifact, match=r"shares\.json"):
         registry.shares()
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_is_refused_before_it_makes_a_record_unreadable(
+    artifact: str, figure: float
+) -> None:
+    said = release("r0001", artifact).model_dump() | {"evaluation": {"kl": figure}}
+    with pytest.raises(ValidationError, match=r"evaluation\.kl"):
+        Release.model_validate(said)
