@@ -52,8 +52,6 @@ class Standby:
         """From a trainer; the registry knows the release then. Raises InvalidInput,
         CorruptArtifact, and what the engine raises.
         """
-        if self._running is None:
-            raise InvalidInput("push", "a server that has loaded its first release", "none yet")
         await asyncio.to_thread(self._registry.check_id, offer.release)
         await self._check(offer.release, await asyncio.to_thread(offer.checkpoint))
         self.release = None

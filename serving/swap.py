@@ -130,6 +130,8 @@ class WeightSwapper:
         known: to swap to it reads nothing. None, or why they are refused.
         """
         release_id = offer.release.id
+        if self.serving is None:  # its load may take minutes, for which no trainer should wait
+            return "push: expected a server that has loaded its first release, got none yet"
         async with self._alone():
             if offer.release in (*self.loaded.values(), self.standby):
                 return None

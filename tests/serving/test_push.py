@@ -452,7 +452,12 @@ def test_a_server_that_serves_nothing_yet_takes_no_push_and_goes_on_waiting(
         SwapOptions(),
     )
     offer = Offer.model_validate(offered(trainer, trainer.release("early", 1.0), 9))
-    assert "loaded its first release" in (asyncio.run(swapper.receive(offer)) or "")
+
+    async def while_it_loads() -> str | None:
+        async with swapper._looking:  # as the load of the first release does
+            return await asyncio.wait_for(swapper.receive(offer), 10)
+
+    assert "loaded its first release" in (asyncio.run(while_it_loads()) or "")
     assert swapper.state == "loading"
 
 
