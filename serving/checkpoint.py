@@ -83,7 +83,8 @@ def check_index(said: Mapping[str, Any], files: Mapping[str, str]) -> None:
     """Raise InvalidInput unless the index names for each tensor the file that holds it."""
     weight_map = said.get("weight_map")
     if weight_map != files:
-        wrong = sorted(n for n in files if not weight_map or weight_map.get(n) != files[n])
+        named = weight_map if isinstance(weight_map, dict) else {}
+        wrong = sorted(n for n in files if named.get(n) != files[n])
         raise InvalidInput(f"{INDEX}: weight_map", "the files that hold the tensors", wrong[:1])
 
 

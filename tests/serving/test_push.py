@@ -225,10 +225,14 @@ def unsaid(name: str, text: str) -> Callable[[dict[str, Any]], object]:
     return manifest(lambda files: files.append(entry))
 
 
-def index(offer: dict[str, Any]) -> None:
-    name, text = "model.safetensors.index.json", '{"weight_map": {"weight": "other.safetensors"}}'
-    offer["texts"][name] = text
-    unsaid(name, text)(offer)
+def index(weight_map: str) -> Callable[[dict[str, Any]], None]:
+    name, text = "model.safetensors.index.json", f'{{"weight_map": {weight_map}}}'
+
+    def change(offer: dict[str, Any]) -> None:
+        offer["texts"][name] = text
+        unsaid(name, text)(offer)
+
+    return change
 
 
 def twice(offer: dict[str, Any]) -> None:
@@ -267,7 +271,8 @@ SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "too long": ("bytes 16 to 24", header(lambda e: e["weight"].update(shape=[2]))),
     "too few": ("16 bytes of tensors", header(lambda e: e.pop("weight"))),
     "unknown dtype": ("one of F64", header(lambda e: e["weight"].update(dtype="F4"))),
-    "index lies": ("weight_map", index),
+    "index lies": ("weight_map", index('{"weight": "other.safetensors"}')),
+    "index of a list": ("weight_map: expected the files that hold", index('["weight"]')),
     "tensor twice": ("one tensor of that name", twice),
 }
 
