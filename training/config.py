@@ -5,17 +5,28 @@ in comments.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from contracts.fields import at_odds
 
 Precision = Literal["fp32", "bf16"]
 RankingModel = Literal["bradley_terry", "plackett_luce"]
 Advantage = Literal["gae", "rloo", "grpo"]
+# Instructions of x86, and of Arm.
+BF16_ARITHMETIC = ("avx512_bf16", "amx_bf16", "bf16")
 # The largest error, as a share of the target, that the adaptive KL controller acts on.
 KL_ERROR = 0.2
 # Widths of a head that vLLM's attention takes on a CPU.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def fastest_precision() -> Precision:
+    """bf16 where the processor multiplies it; where it would have to imitate it, fp32 is 2 to 2.5
+    times as fast.
+    """
+    able = torch.cpu.get_capabilities()
+    return "bf16" if any(able.get(name) for name in BF16_ARITHMETIC) else "fp32"
 
 
 class StageConfig(BaseModel):
@@ -24,7 +35,8 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
-    # bf16 runs the forward passes under autocast; weights and optimizer states stay float32.
+    # bf16 runs the forward passes under autocast; weights and optimizer states stay float32. "auto"
+    # is bf16 where the processor multiplies it, and read as the one that it stands for.
     precision: Precision = "fp32"
     # A decoder layer keeps its input alone for the backward pass, which computes the rest again: a
     # third more time, for the room of all layers but one. For models of the Llama family.
@@ -32,6 +44,11 @@ class StageConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     # Steps from one checkpoint to the next, 0 for none; of PPO, iterations.
     checkpoint_every: int = Field(default=100, ge=0)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_the_processor_likes(cls, given: object) -> object:
+        return fastest_precision() if given == "auto" else given
 
 
 class LoraConfig(BaseModel):

@@ -41,8 +41,28 @@ def test_a_section_comes_on_top_of_its_preset(tmp_path: Path) -> None:
     text = 'preset = "tiny"\n' + MINIMAL + "[ppo]\nbeta = 0.3\n"
     config = load_config(written(tmp_path, text), seed=7)
     assert (config.ppo.beta, config.ppo.batch, config.ppo.seed) == (0.3, 128, 7)
-    assert (config.sft.learning_rate, config.reward_model.precision) == (1.5e-3, "bf16")
+    assert config.sft.learning_rate == 1.5e-3
     assert RoundConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("able", "precision"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"neon": True, "bf16": True}, "bf16"),
+        ({"neon": True}, "fp32"),
+    ],
+)
+def test_auto_precision_is_what_the_processor_multiplies(
+    able: dict[str, bool], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    text = MINIMAL + '[sft]\nprecision = "auto"\n[reward_model]\nprecision = "bf16"\n'
+    config = load_config(written(tmp_path, text))
+    # A run's record names the one that it learned with.
+    assert config.sft.model_dump()["precision"] == precision
+    assert (config.reward_model.precision, config.ppo.precision) == ("bf16", "fp32")
 
 
 def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
