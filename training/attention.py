@@ -1,29 +1,50 @@
 """Attention over packed trees: every token sees its own sequence, and a response its prompt too.
 
+On a card FlexAttention computes it. On a CPU, which that has no backward pass for, trees of like
+shape are computed at once: padded groups, whose scores are kept.
+
 Shapes: A query heads, a key heads (A is a multiple of a), D width of a head, N tokens, Q queries;
 G, K, P, R and T as in training.packing.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from training.packing import Block, Group
+from training import flex
+from training.packing import Block, Group, Packed
 
 HIDDEN = float("-inf")
 
+# What each query may see.
+Seen = BlockMask | list[Group]
+Impl = Literal["flex", "groups"]
 
-def attention(
-    q_AQD: Tensor, k_aND: Tensor, v_aND: Tensor, groups: list[Group], scale: float
-) -> Tensor:
-    """softmax(scale * q k) v over what each query may see, [Q, A, D]; `groups` from Packed.groups.
+
+def seen_by(
+    packed: Packed, queries_Q: Tensor | None, device: torch.device, impl: Impl | None = None
+) -> Seen:
+    """What the tokens at `queries_Q` (ascending) may see, or all tokens; the same for each layer.
+
+    `impl` is by default what suits the device.
+    """
+    if impl == "flex" or (impl is None and device.type == "cuda"):
+        return flex.seen_by(packed, queries_Q, device)
+    return packed.groups(queries_Q)
+
+
+def attention(q_AQD: Tensor, k_aND: Tensor, v_aND: Tensor, seen: Seen, scale: float) -> Tensor:
+    """softmax(scale * q k) v over what each query may see, [Q, A, D].
 
     The scores against a prompt are computed once for all its responses, without a copy of its keys.
     """
+    if isinstance(seen, BlockMask):
+        return flex.attention(q_AQD, k_aND, v_aND, seen, scale)
     q_AQD, k_aND = (q_AQD * scale).to(v_aND.dtype), k_aND.to(v_aND.dtype)
     heads_first = (x.contiguous() for x in (q_AQD, k_aND, v_aND))
-    out: Tensor = _Attention.apply(*heads_first, groups)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(*heads_first, seen)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from contracts.errors import InvalidInput
 from training import llama
-from training.attention import attention
+from training.attention import attention, seen_by
 from training.data import pad
 from training.packing import Packed, Tree
 
@@ -83,10 +83,10 @@ def _in_one_row(backbone: PreTrainedModel, packed: Packed) -> Tensor:
         hidden: Tensor = backbone(
             input_ids=packed.tokens_N[None],
             position_ids=packed.positions_N[None],
-            # A mask of four dimensions is left alone; what may be seen goes by the groups.
+            # A mask of four dimensions is left alone; what may be seen goes by `seen`.
             attention_mask=torch.ones(1, 1, 1, 1),
             use_cache=False,
-            groups=packed.groups(),
+            seen=seen_by(packed, None, backbone.device),
         ).last_hidden_state[0]
     return hidden
 
@@ -125,7 +125,7 @@ def _attend(
         raise _CannotPackError
     scale = settings.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attention(query[0], key[0], value[0], settings["groups"], scale)[None], None
+    return attention(query[0], key[0], value[0], settings["seen"], scale)[None], None
 
 
 AttentionInterface.register(PACKED, _attend)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from training import ranks
-from training.attention import attention
-from training.packing import Group, Packed
+from training.attention import Seen, attention, seen_by
+from training.packing import Packed
 
 
 def is_llama(backbone: PreTrainedModel) -> bool:
@@ -32,13 +32,13 @@ def hidden_states(backbone: Any, packed: Packed, at_M: Tensor) -> Tensor:
     x_NH = backbone.embed_tokens(packed.tokens_N)
     cos, sin = backbone.rotary_emb(x_NH[None], packed.positions_N[None])
     rotary = cos[0], sin[0]
-    groups = packed.groups()
+    seen, seen_last = (seen_by(packed, at, x_NH.device) for at in (None, at_M))
     *layers, last = backbone.layers
     again = last.gradient_checkpointing and torch.is_grad_enabled()
     compute = _recomputed if again else _layer
     for layer in layers:
-        x_NH = ranks.gathered(layer, compute, x_NH, rotary, groups, None)
-    x_MH = ranks.gathered(last, compute, x_NH, rotary, packed.groups(at_M), at_M)
+        x_NH = ranks.gathered(layer, compute, x_NH, rotary, seen, None)
+    x_MH = ranks.gathered(last, compute, x_NH, rotary, seen_last, at_M)
     normed: Tensor = _norm(backbone.norm, x_MH)
     return normed
 
@@ -47,7 +47,7 @@ def _layer(
     layer: Any,
     x_NH: Tensor,
     rotary: tuple[Tensor, Tensor],
-    groups: list[Group],
+    seen: Seen,
     at_M: Tensor | None,
 ) -> Tensor:
     """One decoder layer; with `at_M`, keys and values of all tokens but the rest of those alone."""
@@ -59,7 +59,7 @@ def _layer(
         for x in (attend.q_proj(asked), attend.k_proj(h_NH), attend.v_proj(h_NH))
     )
     q_AMD, k_aND, v_aND = _rotate(q_MAD, *at), _rotate(k_NaD, *rotary), v_NaD.transpose(0, 1)
-    out_MAD = attention(q_AMD, k_aND, v_aND, groups, attend.scaling)
+    out_MAD = attention(q_AMD, k_aND, v_aND, seen, attend.scaling)
     x_MH = x_NH if at_M is None else x_NH[at_M]
     x_MH = x_MH + attend.o_proj(out_MAD.flatten(1))
     h_MH = _norm(layer.post_attention_layernorm, x_MH)

@@ -145,6 +145,19 @@ class Packed:
                 rows.append([*tree.prompt, *response])
         return rows, torch.tensor(row), torch.tensor(column)
 
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """Of each token its segment, and that of the prompt that it sees: its own, in a prompt.
+        Both [N].
+        """
+        own = torch.arange(len(self.lengths))
+        prompt = [
+            first
+            for tree, first in zip(self.trees, self._first_segments(), strict=True)
+            for _ in range(1 + len(tree.responses))
+        ]
+        lengths = torch.tensor(self.lengths)
+        return own.repeat_interleave(lengths), torch.tensor(prompt).repeat_interleave(lengths)
+
     def groups(self, queries_Q: Tensor | None = None) -> list[Group]:
         """How to compute attention for the tokens at `queries_Q` (ascending), or for all."""
         rank_N = torch.full((len(self),), -1)
@@ -153,7 +166,7 @@ class Packed:
         return [self._group(members, rank_N) for members in _alike(self.trees)]
 
     def _group(self, members: list[int], rank_N: Tensor) -> Group:
-        first = [0, *accumulate(1 + len(t.responses) for t in self.trees)]
+        first = self._first_segments()
         responses = len(self.trees[members[0]].responses)
         prompts = [first[m] for m in members]
         answers = [first[m] + 1 + k for m in members for k in range(responses)]
@@ -164,6 +177,10 @@ class Packed:
             response=self._block(answers, rank_N) if answers else None,
             prompt_padding=padding_GP[:, None] if bool(padding_GP.any()) else None,
         )
+
+    def _first_segments(self) -> list[int]:
+        """Of each tree, its prompt's."""
+        return [0, *accumulate(1 + len(t.responses) for t in self.trees)][:-1]
 
     def _block(self, segments: list[int], rank_N: Tensor) -> Block:
         starts_G = torch.tensor([self.starts[s] for s in segments])
