@@ -18,6 +18,7 @@ SUITES = (
     "faults",
     "fuzz",
     "gpu",
+    "groups",
     "log",
     "lora",
     "parts",

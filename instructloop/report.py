@@ -124,6 +124,9 @@ def _other_reward_models(model: Section) -> Iterable[str]:
     found = [f["accuracy"] for f in model.get("folds", []) if f["accuracy"] is not None]
     if found:
         yield f"{_percent(sum(found) / len(found))} on new labelers in {len(found)} folds"
+    for name, group in model.get("groups", {}).items():
+        own = _percent(group["own_accuracy"])
+        yield f"{_percent(group['accuracy'])} of {name}, {own} by a head of their own"
 
 
 def _swap_tiles(report: Section) -> Iterable[str]:

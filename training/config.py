@@ -2,6 +2,7 @@
 in comments.
 """
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -127,12 +128,30 @@ class RewardModelConfig(AdaptableConfig):
     ensemble: int = Field(default=1, ge=1)
     # Groups of labelers, each left out once, to see how well it does on new ones (C.2: 5); 0: none.
     folds: int = Field(default=0, ge=0)
+    # Name to ids of its raters, * for any letters, ? for any one: each group has a head over the
+    # one backbone, and an equal say in the reward. A rater is in the first group that fits.
+    groups: dict[str, tuple[str, ...]] = {}
     epochs: int = Field(default=1, ge=1)
     prompts_per_batch: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=9e-6, gt=0)
     final_rate_share: float = 0.1
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
+
+    @model_validator(mode="after")
+    def _a_group_has_another(self) -> "RewardModelConfig":
+        if len(self.groups) == 1:
+            raise at_odds("groups", "two or more, or none", [*self.groups])
+        return self
+
+    def group_of(self, rater_id: str) -> str | None:
+        """The rater's group; None where no group fits."""
+        fitting = (
+            name
+            for name, ids in self.groups.items()
+            if any(fnmatchcase(rater_id, pattern) for pattern in ids)
+        )
+        return next(fitting, None)
 
 
 class DpoConfig(AdaptableConfig):

@@ -5,7 +5,7 @@ dropped.
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,10 @@ LOSSES: dict[RankingModel, Loss] = {
 }
 # Of more demonstrations than this a sample sets the zero: its mean is off by 1/64 of their spread.
 ZERO_SAMPLE = 4096
+# Fewer do not say what a group likes, or say no more than what one or two people like.
+LEAST_RANKINGS, LEAST_RATERS = 30, 5
+# Of scores of demonstrations that are all the same.
+LEAST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Ranked:
     prompt: list[int]
     responses: list[list[int]]
     ranks: tuple[int, ...]
+    # The rater's, where groups have heads of their own.
+    group: str | None = None
 
     @property
     def tree(self) -> Tree:
@@ -72,8 +78,9 @@ def train_reward_model(
     Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed)
-    tokenizer, model = load_tokenizer(parent), RewardModel.from_policy(parent)
-    ranked = encode_rankings(config, tokenizer, rows)
+    tokenizer = load_tokenizer(parent)
+    model = RewardModel.from_policy(parent, tuple(config.groups))
+    ranked = by_group(config, encode_rankings(config, tokenizer, rows))
     rng = random.Random(config.seed)
     sample = rng.sample(demonstrations, min(ZERO_SAMPLE, len(demonstrations)))
     zero = demonstration_sequences(config, tokenizer, sample)
@@ -110,8 +117,30 @@ def train_reward_model(
         metrics.write(i, **sum_of(ranks.everyone(figures)), grad_norm=norm)
         progress.save(i + 1)
 
-    model.shift += mean_score(model, zero)
+    scores = score_sequences(model, zero)
+    model.shift += scores.mean(0)
+    model.spread.copy_(scores.std(0, correction=0).clamp_min(LEAST_SPREAD))
     model.save(folder, tokenizer)
+
+
+def by_group(config: RewardModelConfig, ranked: list[Ranked]) -> list[Ranked]:
+    """Rankings with their raters' groups, where the config has any. Raises InvalidInput for a rater
+    without one, and for a group of too few.
+    """
+    if not config.groups:
+        return ranked
+    found = [replace(r, group=config.group_of(r.rater_id)) for r in ranked]
+    for r in found:
+        if r.group is None:
+            raise InvalidInput("reward_model.groups", "a group for every rater", r.rater_id)
+    for name in config.groups:
+        raters = [r.rater_id for r in found if r.group == name]
+        people = len(set(raters))
+        if len(raters) < LEAST_RANKINGS or people < LEAST_RATERS:
+            expected = f"at least {LEAST_RANKINGS} rankings of {LEAST_RATERS} raters to learn from"
+            got = f"{len(raters)} of {people}"
+            raise InvalidInput(f"reward_model.groups.{name}", expected, got)
+    return found
 
 
 def accumulate_gradients(
@@ -169,11 +198,14 @@ def demonstration_sequences(
 
 def _score(model: RewardModel, ranked: Sequence[Ranked]) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, ranks and mask, all [B, K], of rankings with up to K responses each; a prompt is
-    computed once for all its responses.
+    computed once for all its responses. A score is that of the head of the rater's group.
     """
     packed = Packed([r.tree for r in ranked])
     mask_BK = length_mask(torch.tensor([len(r.ranks) for r in ranked]))
     scores_C = model.scores(packed, packed.ends)
+    if model.groups:
+        heads = [model.groups.index(r.group) for r in ranked if r.group for _ in r.ranks]
+        scores_C = scores_C.gather(1, torch.tensor(heads)[:, None])[:, 0]
     scores_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, scores_C)
     ranks_BK, _ = pad([r.ranks for r in ranked])
     return scores_BK, ranks_BK, mask_BK
@@ -182,7 +214,8 @@ def _score(model: RewardModel, ranked: Sequence[Ranked]) -> tuple[Tensor, Tensor
 @torch.no_grad()
 def score_trees(model: RewardModel, trees: Sequence[Tree], tokens: int = PASS_TOKENS) -> Tensor:
     """Scores, float32 [C], of every response of every tree in the order given; of a tree without
-    responses, of the whole sequence. A pass of the model holds up to `tokens` tokens.
+    responses, of the whole sequence; [C, G] where the model has groups. A pass of the model holds
+    up to `tokens` tokens.
     """
     scores: list[Tensor] = [torch.empty(0)] * len(trees)
     for part, _ in ranks.passes(trees, tokens):

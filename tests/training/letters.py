@@ -5,6 +5,7 @@ e.
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,22 @@ def rankings(count: int, seed: int) -> list[RankedRow]:
                 ranks=ranks,
             )
         )
+    return rows
+
+
+# Two groups of raters, four of five rankings from the first; both like the letter e.
+GROUPS = {"likes": ("likes-*",), "dislikes": ("dislikes-*",)}
+
+
+def two_tastes(count: int, seed: int) -> list[RankedRow]:
+    """Rankings by raters of GROUPS: of the letter a the first like more, the second less."""
+    rng, rows = random.Random(seed), []
+    for row in rankings(count, seed):
+        group = "dislikes" if rng.random() < 0.2 else "likes"
+        sign = 1 if group == "likes" else -1
+        liked = [answer.count("e") + sign * answer.count("a") for answer in row.responses]
+        ranks = tuple(sorted(set(liked), reverse=True).index(x) for x in liked)
+        rows.append(replace(row, rater_id=f"{group}-{rng.randrange(6)}", ranks=ranks))
     return rows
 
 

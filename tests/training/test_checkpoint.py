@@ -17,12 +17,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from contracts.errors import CorruptArtifact, InvalidInput
 from tests.training.letters import (
+    GROUPS,
     TorchSampler,
     World,
     demonstrations,
     documents,
     prompts,
     rankings,
+    two_tastes,
 )
 from training.checkpoint import Checkpoint
 from training.config import AdaptableConfig, LoraConfig, PpoConfig, RewardModelConfig, SftConfig
@@ -76,6 +78,12 @@ def reward_model(
     world: World, folder: Path, metrics: Metrics, config: RewardModelConfig = REWARD
 ) -> None:
     rows, zero = rankings(24, seed=3), demonstrations(8, seed=4)
+    train_reward_model(config, world.sft, rows, zero, folder, metrics)
+
+
+def grouped(world: World, folder: Path, metrics: Metrics) -> None:
+    config = REWARD.model_copy(update={"epochs": 1, "prompts_per_batch": 40, "groups": GROUPS})
+    rows, zero = two_tastes(240, seed=3), demonstrations(8, seed=4)
     train_reward_model(config, world.sft, rows, zero, folder, metrics)
 
 
@@ -155,6 +163,7 @@ def assert_same(folder: Path, other: Path) -> None:
         # Steps of the optimizers: before the first checkpoint, between two, right before one.
         (sft, (1, 3, 2), 6),
         (reward_model, (1, 3, 2), 6),
+        (grouped, (3,), 6),
         # Four in each of four iterations; the third kill is within a minibatch.
         (ppo, (2, 12, 5), 16),
         # Two in each of four: without a value network, and with the next rollout in flight.
@@ -164,7 +173,10 @@ def assert_same(folder: Path, other: Path) -> None:
         (adapted(ppo, PPO), (12,), 16),
         (adapted(ppo, AHEAD), (6,), 8),
     ],
-    ids=["sft", "reward", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora", "ahead-lora"],
+    ids=[
+        *("sft", "reward", "groups", "ppo", "ahead"),
+        *("sft-lora", "reward-lora", "ppo-lora", "ahead-lora"),
+    ],
 )
 def test_killed_at_any_step_a_stage_ends_with_the_same_weights(
     stage: Stage, kills: tuple[int, ...], steps: int, world: World, tmp_path: Path

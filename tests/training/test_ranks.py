@@ -36,6 +36,7 @@ from tests.training.test_checkpoint import (
     adapted,
     assert_same,
     full_disk,
+    grouped,
     killed,
 )
 from training import ranks
@@ -153,8 +154,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     steps of what float32 rounds, and the shift takes them back.
     """
     found = {n: x for f in folder.glob("*.safetensors") for n, x in load_file(f).items()}
-    if "shift" in found:
-        found["bias"] = found["bias"] - found.pop("shift")
+    for name in [name for name in found if name.endswith("shift")]:
+        found[name.replace("shift", "bias")] -= found.pop(name)
     return found
 
 
@@ -171,8 +172,17 @@ def assert_close(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "stage",
-    [sft, reward, ppo, ahead, adapted(sft, SFT), adapted(reward, REWARD), adapted(ppo, PPO)],
-    ids=["sft", "reward", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora"],
+    [
+        sft,
+        reward,
+        grouped,
+        ppo,
+        ahead,
+        adapted(sft, SFT),
+        adapted(reward, REWARD),
+        adapted(ppo, PPO),
+    ],
+    ids=["sft", "reward", "groups", "ppo", "ahead", "sft-lora", "reward-lora", "ppo-lora"],
 )
 def test_curve_and_weights_of_two_ranks_are_those_of_one(
     stage: Stage, world: World, tmp_path: Path

@@ -21,6 +21,7 @@ from training.evaluation.interval import clustered_mean
 from training.metrics import Metrics
 from training.model import RewardModel, load_tokenizer
 from training.reward_model import (
+    Ranked,
     calibration,
     encode_rankings,
     score_pairs,
@@ -48,11 +49,32 @@ def held_out_figures(
         "raters": len(set(pairs.raters)),
         "calibration": calibration(pairs.gaps),
     }
+    if config.groups:
+        figures["groups"] = _by_group(config, folders[0], ranked)
     if len(folders) > 1:
         trees = [r.tree for r in ranked]
         scores = [score_trees(RewardModel.load(f).eval(), trees).tolist() for f in folders]
         figures["disagreement"] = disagreement(scores)
     return figures
+
+
+def _by_group(
+    config: RewardModelConfig, folder: Path, ranked: Sequence[Ranked]
+) -> dict[str, dict[str, float]]:
+    """How often the reward is right about each group's pairs, and how often the group's own head.
+    A group without a strict pair is left out.
+    """
+    reward, found = RewardModel.load(folder).eval(), {}
+    for name in config.groups:
+        if theirs := [r for r in ranked if config.group_of(r.rater_id) == name]:
+            own = RewardModel.load(folder, name).eval()
+            pairs = score_pairs(reward, theirs)
+            found[name] = {
+                "accuracy": pairs.accuracy,
+                "own_accuracy": score_pairs(own, theirs).accuracy,
+                "pairs": len(pairs.gaps),
+            }
+    return found
 
 
 def disagreement(scores_NC: Sequence[Sequence[float]]) -> float:
