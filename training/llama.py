@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from training import ranks
 from training.attention import attention
+from training.device import across, device_of
 from training.packing import Group, Packed
 
 
@@ -29,16 +30,17 @@ def is_llama(backbone: PreTrainedModel) -> bool:
 
 def hidden_states(backbone: Any, packed: Packed, at_M: Tensor) -> Tensor:
     """The last hidden states, [M, H], at the tokens `at_M` (ascending)."""
-    x_NH = backbone.embed_tokens(packed.tokens_N)
-    cos, sin = backbone.rotary_emb(x_NH[None], packed.positions_N[None])
+    described = packed.tokens_N, packed.positions_N, at_M, packed.groups(), packed.groups(at_M)
+    tokens_N, positions_N, at_M, groups, asked = across(described, device_of(backbone))
+    x_NH = backbone.embed_tokens(tokens_N)
+    cos, sin = backbone.rotary_emb(x_NH[None], positions_N[None])
     rotary = cos[0], sin[0]
-    groups = packed.groups()
     *layers, last = backbone.layers
     again = last.gradient_checkpointing and torch.is_grad_enabled()
     compute = _recomputed if again else _layer
     for layer in layers:
         x_NH = ranks.gathered(layer, compute, x_NH, rotary, groups, None)
-    x_MH = ranks.gathered(last, compute, x_NH, rotary, packed.groups(at_M), at_M)
+    x_MH = ranks.gathered(last, compute, x_NH, rotary, asked, at_M)
     normed: Tensor = _norm(backbone.norm, x_MH)
     return normed
 
@@ -99,8 +101,8 @@ class RmsNorm(torch.autograd.Function):
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         normed: Tensor = (x * inverse).mul_(weight)
-        cast = torch.is_autocast_enabled("cpu")
-        return normed.to(torch.get_autocast_dtype("cpu")) if cast else normed
+        cast = torch.is_autocast_enabled(x.device.type)
+        return normed.to(torch.get_autocast_dtype(x.device.type)) if cast else normed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:

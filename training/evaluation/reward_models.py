@@ -39,7 +39,7 @@ def held_out_figures(
     ranked = encode_rankings(config, load_tokenizer(folders[0]), rows)
     if not ranked:
         return {}
-    pairs = score_pairs(RewardModel.load(folders[0]).eval(), ranked)
+    pairs = score_pairs(RewardModel.load(folders[0], config.device).eval(), ranked)
     accuracy = clustered_mean([(g > 0) + 0.5 * (g == 0) for g in pairs.gaps], pairs.raters)
     figures: dict[str, Any] = {
         "accuracy": accuracy.mean,
@@ -50,7 +50,8 @@ def held_out_figures(
     }
     if len(folders) > 1:
         trees = [r.tree for r in ranked]
-        scores = [score_trees(RewardModel.load(f).eval(), trees).tolist() for f in folders]
+        models = (RewardModel.load(folder, config.device).eval() for folder in folders)
+        scores = [score_trees(model, trees).tolist() for model in models]
         figures["disagreement"] = disagreement(scores)
     return figures
 
