@@ -8,7 +8,7 @@ import torch
 from benchmarks.baseline import Run
 from benchmarks.result import Figure, figure
 from benchmarks.workloads import SHAPES
-from training.config import Precision
+from training.device import Precision
 
 SIDE = 2048
 TRIES = 6

@@ -12,7 +12,8 @@ from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
-from training.config import PpoConfig, Precision
+from training.config import PpoConfig
+from training.device import Precision
 from training.experience import evaluate_rollout
 from training.networks import Networks
 from training.optimizer import adam, step

@@ -10,7 +10,7 @@ from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
 from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
-from training.config import Precision
+from training.device import Precision
 from training.model import RewardModel
 from training.optimizer import adam
 from training.reward_model import Ranked, accumulate_gradients

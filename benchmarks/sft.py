@@ -9,7 +9,7 @@ from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
 from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
-from training.config import Precision
+from training.device import Precision
 from training.likelihood import accumulate_likelihood
 from training.model import Pair
 from training.optimizer import adam, step
@@ -66,7 +66,7 @@ def ours(precision: Precision) -> Run:
         batch.append((text[:1], text[1:]))
         following = texts[i + 1] if i + 1 < len(texts) else [0] * WIDTH * ROWS
         if sum(len(r) + 1 for _, r in batch) + len(following) > WIDTH * ROWS:
-            losses.append(accumulate_likelihood(model, batch, precision))
+            losses.append(accumulate_likelihood(model, batch, precision).item())
             step(model, optimizer, 1.0)
             batch = []
     clock.stop()
@@ -82,5 +82,5 @@ def agree_on_a_batch() -> None:
         with torch.no_grad():
             total += model(input_ids=tokens, labels=tokens).loss.item() * (len(text) - 1)
     expected = total / sum(len(text) - 1 for text in texts)
-    loss = accumulate_likelihood(model, [(t[:1], t[1:]) for t in texts], "fp32")
+    loss = accumulate_likelihood(model, [(t[:1], t[1:]) for t in texts], "fp32").item()
     agree("loss of four texts", loss, expected, 1e-5)

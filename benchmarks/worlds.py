@@ -26,8 +26,8 @@ from feedback.vault import open_events
 from instructloop.config import load_config
 from instructloop.text import hold_out, read_documents
 from instructloop.version import code_version
-from training.config import Precision
 from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
+from training.device import Precision
 from training.evaluation.comparison import Judge
 from training.evaluation.reward_models import labeler_groups
 

@@ -18,7 +18,11 @@ from training.config import (
     RewardModelConfig,
     SftConfig,
 )
+from training.device import Device
 from training.presets import PRESETS, Preset
+
+# Sections that a round's seed and device are handed down to.
+STAGES = ("base", "sft", "reward_model", "ppo", "evaluation")
 
 
 class Section(BaseModel):
@@ -64,6 +68,9 @@ class RoundConfig(Section):
     log: str
     registry: Path
     seed: int = 0
+    # Where models learn and are measured: "cpu", "cuda", or "auto" for a GPU where there is one.
+    # Another one is no other round: what was begun goes on.
+    device: Device = Field(default="cpu", exclude=True)
     imports: tuple[Import, ...] = ()
     # Files (globs; plain or gzip) of plain text: for the base model, the pretraining mix and its
     # held-out part.
@@ -89,18 +96,21 @@ class RoundConfig(Section):
     def _on_top_of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         # What is wrong with a name or a section is said when its field is looked at.
         sections = PRESETS.get(str(given.get("preset")), {})
+        # A stage's precision may go by the device.
+        device = {"device": given["device"]} if "device" in given else {}
         merged = {
-            name: {**preset, **given.get(name, {})}
-            for name, preset in sections.items()
-            if isinstance(given.get(name, {}), dict)
+            name: {**sections.get(name, {}), **given.get(name, {}), **device}
+            for name in STAGES
+            if name in {*sections, *given} and isinstance(given.get(name, {}), dict)
         }
         return {**given, **merged}
 
     def seeded(self) -> "RoundConfig":
-        """The round's seed handed down to every stage."""
+        """The round's seed and device handed down to every stage."""
+        ours = {"seed": self.seed, "device": self.device}
         stages = {
-            name: getattr(self, name).model_copy(update={"seed": self.seed})
-            for name in ("base", "sft", "reward_model", "ppo", "evaluation")
+            name: getattr(self, name).model_copy(update=ours)
+            for name in STAGES
             if getattr(self, name) is not None
         }
         return self.model_copy(update=stages)

@@ -1,11 +1,12 @@
 """A program that runs on rank 0, and the jobs in it that all ranks do together."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -48,6 +49,19 @@ def lead(program: Callable[[Together], object]) -> None:
         crew.follow()
 
 
+def cards_for(environment: Mapping[str, str], count: int) -> str:
+    """What CUDA_VISIBLE_DEVICES has to say to a rank on a machine of `count` cards: the one card of
+    its own or, where there are more ranks than cards, none.
+
+    Of a rank's card there is then one name, in every thread, for an engine that it starts, and in
+    what ranks send each other.
+    """
+    seen = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    cards = [card for card in seen.split(",") if card]
+    enough = len(cards) >= int(environment["LOCAL_WORLD_SIZE"])
+    return cards[int(environment["LOCAL_RANK"])] if enough else ""
+
+
 class Crew:
     """The ranks that torchrun started.
 
@@ -56,6 +70,8 @@ class Crew:
     """
 
     def __init__(self) -> None:
+        if count_of_cards := torch.cuda.device_count():  # which does not yet open them
+            os.environ["CUDA_VISIBLE_DEVICES"] = cards_for(os.environ, count_of_cards)
         again = os.environ["TORCHELASTIC_RESTART_COUNT"]
         store, self.rank, self._size = next(rendezvous("env://", timeout=PATIENCE))
         self._store = PrefixStore(f"crew-{again}", store)
@@ -80,8 +96,9 @@ class Crew:
 
     def _do(self, number: int, job: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> Any:
         store = PrefixStore(f"job-{number}", self._store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            "gloo", store=store, rank=self.rank, world_size=self._size, timeout=PATIENCE
+            backend, store=store, rank=self.rank, world_size=self._size, timeout=PATIENCE
         )
         try:
             told = [job]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def _split_raters(
 
 
 def _sampler(config: PpoConfig, model: Path) -> Sampler:
-    return Sampler(model, config.max_prompt_tokens + config.max_response_tokens)
+    tokens = config.max_prompt_tokens + config.max_response_tokens
+    return Sampler(model, tokens, config.precision, config.engine_memory)
 
 
 def train_policy(
@@ -203,10 +205,11 @@ def evaluate(
     finally:
         sampler.close()
     judges = {name: plugin.load() for name, plugin in config.judges.items()}
-    unfinished = config.ppo.unfinished_reward
-    judges["reward_model"] = reward_judge(rewards / "model", unfinished)
+    device = config.device
+    judge_of = partial(reward_judge, unfinished_reward=config.ppo.unfinished_reward, device=device)
+    judges["reward_model"] = judge_of(rewards / "model")
     if (rewards / "judge").exists():
-        judges["second_reward_model"] = reward_judge(rewards / "judge", unfinished)
+        judges["second_reward_model"] = judge_of(rewards / "judge")
     if config.gate.judge not in judges:
         raise InvalidInput("gate.judge", "one of " + ", ".join(sorted(judges)), config.gate.judge)
     verdicts = {name: judge_by(judge, answers) for name, judge in judges.items()}
@@ -214,13 +217,13 @@ def evaluate(
     _, held_out = hold_out(loop.documents)
     figures = {f"win_rate.{name}": v.win_rate.mean for name, v in verdicts.items()}
     if members := sorted(rewards.glob(MEMBER.format("*[0-9]"))):
-        others = [judge_by(reward_judge(member, unfinished), answers) for member in members]
+        others = [judge_by(judge_of(member), answers) for member in members]
         figures |= answers_disagreement([verdicts["reward_model"], *others])
-    figures["kl"] = kl_between(after, reference, answers)
+    figures["kl"] = kl_between(after, reference, answers, device)
     if held_out:
         width = config.ppo.max_prompt_tokens
-        figures["lm_loss_before"] = language_model_loss(before, held_out, width)
-        figures["lm_loss_after"] = language_model_loss(after, held_out, width)
+        figures["lm_loss_before"] = language_model_loss(before, held_out, width, device)
+        figures["lm_loss_after"] = language_model_loss(after, held_out, width, device)
     rise = figures.get("lm_loss_after", 0.0) - figures.get("lm_loss_before", 0.0)
     people = len({row.user_id for row in answers.rows})
     win_rate = verdicts[config.gate.judge].win_rate

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from training import flex
+from training.device import across
 from training.packing import Block, Group, Packed
 
 HIDDEN = float("-inf")
@@ -32,7 +33,7 @@ def seen_by(
     """
     if impl == "flex" or (impl is None and device.type == "cuda"):
         return flex.seen_by(packed, queries_Q, device)
-    return packed.groups(queries_Q)
+    return across(packed.groups(queries_Q), device)
 
 
 def attention(q_AQD: Tensor, k_aND: Tensor, v_aND: Tensor, seen: Seen, scale: float) -> Tensor:

@@ -16,6 +16,7 @@ from contracts.errors import InvalidInput
 from training import llama
 from training.attention import attention, seen_by
 from training.data import pad
+from training.device import across, device_of
 from training.packing import Packed, Tree
 
 PACKED = "packed"
@@ -25,7 +26,8 @@ TOLERANCE = 1e-2
 
 
 def hidden_states(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Tensor:
-    """The last hidden states, [M, H], at the tokens `at_M` of `packed`, in any order.
+    """The last hidden states, [M, H], at the tokens `at_M` of `packed`, in any order. Both come on
+    the processor, whatever the model is on.
 
     Every token goes through the model once, where the model can do so: its attention goes through
     Hugging Face's attention interface and knows nothing but a scale. Another model (ALiBi, soft
@@ -33,11 +35,13 @@ def hidden_states(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Te
     """
     asked, place_M = at_M.unique(return_inverse=True)
     if not torch.equal(asked, at_M):
-        return hidden_states(backbone, packed, asked).index_select(0, place_M)
+        states = hidden_states(backbone, packed, asked)
+        return states.index_select(0, across(place_M, states.device))
     if llama.is_llama(backbone):
         return llama.hidden_states(backbone, packed, at_M)
     if packs(backbone):
-        return _in_one_row(backbone, packed).index_select(0, at_M)
+        states = _in_one_row(backbone, packed)
+        return states.index_select(0, across(at_M, states.device))
     return _row_by_row(backbone, packed, at_M)
 
 
@@ -79,23 +83,27 @@ def _try_packing(backbone: PreTrainedModel) -> bool:
 
 
 def _in_one_row(backbone: PreTrainedModel, packed: Packed) -> Tensor:
+    device = device_of(backbone)
+    # A mask of four dimensions is left alone; what may be seen goes by `seen`.
+    described = packed.tokens_N, packed.positions_N, torch.ones(1, 1, 1, 1)
+    tokens_N, positions_N, mask = across(described, device)
     with _packed_attention(backbone):
         hidden: Tensor = backbone(
-            input_ids=packed.tokens_N[None],
-            position_ids=packed.positions_N[None],
-            # A mask of four dimensions is left alone; what may be seen goes by `seen`.
-            attention_mask=torch.ones(1, 1, 1, 1),
+            input_ids=tokens_N[None],
+            position_ids=positions_N[None],
+            attention_mask=mask,
             use_cache=False,
-            seen=seen_by(packed, None, backbone.device),
+            seen=seen_by(packed, None, device),
         ).last_hidden_state[0]
     return hidden
 
 
 def _row_by_row(backbone: PreTrainedModel, packed: Packed, at_M: Tensor) -> Tensor:
     rows, row_N, column_N = packed.rows()
-    tokens_BT, _ = pad(rows)
+    described = pad(rows)[0], row_N[at_M], column_N[at_M]
+    tokens_BT, row_M, column_M = across(described, device_of(backbone))
     hidden_BTH: Tensor = backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    return hidden_BTH[row_N[at_M], column_N[at_M]]
+    return hidden_BTH[row_M, column_M]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from contracts.artifact import fsync
 from contracts.errors import CorruptArtifact, InvalidInput
 from training import ranks
 from training.config import StageConfig
+from training.device import random_states, restore_random
 
 # The folder of checkpoints, beside what the stages of a run will be saved into.
 CHECKPOINTS = "checkpoint"
@@ -39,9 +40,9 @@ class Checkpoint:
     """Saves `parts` and torch's random numbers every `config.checkpoint_every` steps.
 
     A checkpoint is a folder in which every rank writes its share, and from which any number of
-    ranks can go on. It appears at once: whatever happens while it is written, the one before can be
-    read. A stage that goes on from it ends, on the same machine and as many ranks, where it would
-    have ended undisturbed.
+    ranks, on any device, can go on. It appears at once: whatever happens while it is written, the
+    one before can be read. A stage that goes on from it ends, on the same machine and as many
+    ranks, where it would have ended undisturbed.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Checkpoint:
         """
         self.folder = folder.parent / CHECKPOINTS
         self._own = self.folder / folder.name
-        self._every, self._parts = config.checkpoint_every, parts
+        self._every, self._parts, self._device = config.checkpoint_every, parts, config.device
         seen = hashlib.sha256(repr(data).encode()).hexdigest()
         self._of = {"config": config.model_dump(mode="json"), "data": seen}
 
@@ -82,7 +83,7 @@ class Checkpoint:
         for name, state in rest["states"].items():
             self._parts[name].load_state_dict(state)
         if ranks.rank() < len(rest["random"]):
-            torch.set_rng_state(rest["random"][ranks.rank()])
+            restore_random(rest["random"][ranks.rank()], self._device)
         return int(rest["done"])
 
     def save(self, done: int) -> None:
@@ -91,7 +92,7 @@ class Checkpoint:
             return
         tensors, rest = self._tensors(), io.BytesIO()
         states = {n: part.state_dict() for n, part in self._parts.items() if n not in tensors}
-        random = ranks.everyone(torch.get_rng_state())
+        random = ranks.everyone(random_states(self._device))
         torch.save({"of": self._of, "done": done, "random": random, "states": states}, rest)
         whole, aside = self._own / str(done), self._own / f".{done}"
         if ranks.first():

@@ -6,28 +6,24 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from contracts.fields import at_odds
+from training.device import Device, Precision, fastest_precision
 
-Precision = Literal["fp32", "bf16"]
 RankingModel = Literal["bradley_terry", "plackett_luce"]
 Advantage = Literal["gae", "rloo", "grpo"]
-# Instructions of x86, and of Arm.
-BF16_ARITHMETIC = ("avx512_bf16", "amx_bf16", "bf16")
 # The largest error, as a share of the target, that the adaptive KL controller acts on.
 KL_ERROR = 0.2
 # Widths of a head that vLLM's attention takes on a CPU.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-
-
-def fastest_precision() -> Precision:
-    """bf16 where the processor multiplies it; where it would have to imitate it, fp32 is 2 to 2.5
-    times as fast.
-    """
-    able = torch.cpu.get_capabilities()
-    return "bf16" if any(able.get(name) for name in BF16_ARITHMETIC) else "fp32"
 
 
 class StageConfig(BaseModel):
@@ -36,8 +32,11 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
+    # Handed down by the round. Where a stage runs is no part of what it is: one that was
+    # interrupted goes on elsewhere.
+    device: Device = Field(default="cpu", exclude=True)
     # bf16 runs the forward passes under autocast; weights and optimizer states stay float32. "auto"
-    # is bf16 where the processor multiplies it, and read as the one that it stands for.
+    # is bf16 where the device multiplies it, and read as the one that it stands for.
     precision: Precision = "fp32"
     # A decoder layer keeps its input alone for the backward pass, which computes the rest again: a
     # third more time, for the room of all layers but one. For models of the Llama family.
@@ -48,8 +47,8 @@ class StageConfig(BaseModel):
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _as_the_processor_likes(cls, given: object) -> object:
-        return fastest_precision() if given == "auto" else given
+    def _as_the_device_likes(cls, given: object, others: ValidationInfo) -> object:
+        return fastest_precision(others.data.get("device", "cpu")) if given == "auto" else given
 
 
 class LoraConfig(BaseModel):
@@ -182,6 +181,9 @@ class PpoConfig(AdaptableConfig):
     samples_per_prompt: int = Field(default=1, ge=1)
     # While an iteration learns, the next one's responses are drawn, on the weights before.
     overlap: bool = False
+    # Share of a GPU's memory that its engine takes at the start, for weights and cache; the trainer
+    # has what is left. On a processor the cache is of a fixed size.
+    engine_memory: float = Field(default=0.3, gt=0, lt=1)
     policy_rate: float = Field(default=9.65e-6, gt=0)
     value_rate: float = Field(default=9e-6, gt=0)
     # The rate rises from a tenth over this many iterations, then stays.
@@ -280,3 +282,4 @@ class EvaluationConfig(BaseModel):
     samples_per_prompt: int = Field(default=4, ge=1)
     max_prompts: int = Field(default=400, ge=1)
     seed: int = 0
+    device: Device = Field(default="cpu", exclude=True)

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from contracts.errors import InvalidInput
 from training.checkpoint import Checkpoint, Stateful
-from training.config import DpoConfig, Precision
+from training.config import DpoConfig
 from training.data import RankedRow, length_mask, pad, shuffled_batches
+from training.device import Precision, across, device_of
 from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics
 from training.model import (
@@ -41,7 +42,7 @@ def train_dpo(
     """
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(parent)
-    model = load_trainable(parent, config.lora, config.seed).eval()
+    model = load_trainable(parent, config.lora, config.seed, config.device).eval()
     ranked = encode_rankings(config, tokenizer, rows)
     if not ranked:
         raise InvalidInput(
@@ -61,7 +62,7 @@ def train_dpo(
         reference_P = torch.cat([reference[r] for r in batch])
         figures = accumulate_gradients(config, model, [ranked[r] for r in batch], reference_P)
         norm = step(model, optimizer, config.max_grad_norm)
-        metrics.write(i, **figures, grad_norm=norm)
+        metrics.write(i, **figures, grad_norm=norm.item())
         progress.save(i + 1)
     save_policy(model, tokenizer, folder)
 
@@ -74,25 +75,29 @@ def accumulate_gradients(
     """
     # 1. The rewards, and the loss's slope at each.
     pairs, mask_BK = pairs_of(ranked), length_mask(torch.tensor([len(r.ranks) for r in ranked]))
+    device = device_of(model)
+    described = pad([r.ranks for r in ranked])[0], mask_BK, mask_BK.nonzero(as_tuple=True)
+    ranks_BK, mask_BK, places = across(described, device)
     rewards_P = config.beta * (log_likelihoods(model, pairs, config.precision) - reference_P)
-    rewards_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, rewards_P).requires_grad_()
-    ranks_BK, _ = pad([r.ranks for r in ranked])
+    rewards_BK = rewards_P.new_zeros(mask_BK.shape).index_put(places, rewards_P).requires_grad_()
     loss = ranking_loss(rewards_BK, ranks_BK, mask_BK)
     [slopes_BK] = torch.autograd.grad(loss, rewards_BK)
 
     # 2. Every token of a response has the slope of its sum.
-    slopes_P = config.beta * slopes_BK[mask_BK]
+    slopes_P = config.beta * slopes_BK[places]
     length_P = torch.tensor([len(response) for _, response in pairs])
     for part in passes([Tree([*prompt, *response]) for prompt, response in pairs], PASS_TOKENS):
-        slopes_M = slopes_P[part].repeat_interleave(length_P[part])
-        with autocast(config.precision):
+        pair_M = torch.tensor(part).repeat_interleave(length_P[part])
+        slopes_M = slopes_P[across(pair_M, device)]
+        with autocast(config.precision, device):
             inputs = pack_pairs([pairs[i] for i in part])
             weighted, _ = packed_loss(model, *inputs, partial(_weighted, slopes_M))
         weighted.backward()
 
     better_BKK = strict_pairs(ranks_BK, mask_BK)
     right = better_BKK & (rewards_BK[:, :, None] > rewards_BK[:, None, :])
-    return {"loss": loss.item(), "accuracy": (right.sum() / better_BKK.sum()).item()}
+    accuracy = right.sum() / better_BKK.sum()
+    return dict(zip(("loss", "accuracy"), torch.stack([loss, accuracy]).tolist(), strict=True))
 
 
 def pairs_of(ranked: Sequence[Ranked]) -> list[Pair]:
@@ -102,7 +107,7 @@ def pairs_of(ranked: Sequence[Ranked]) -> list[Pair]:
 
 def log_likelihoods(model: PreTrainedModel, pairs: Sequence[Pair], precision: Precision) -> Tensor:
     """Of every response given its prompt, float32 [P], in nats; no gradient."""
-    with autocast(precision):
+    with autocast(precision, device_of(model)):
         return torch.stack([logprobs_R.sum() for logprobs_R in response_logprobs(model, pairs)])
 
 

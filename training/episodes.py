@@ -78,12 +78,13 @@ class Episodes:
 
     def _collect(self, prompts: Sequence[Prompt], own: list[list[Sampled]]) -> Rollout:
         drawn = [response for part in ranks.everyone(own) for group in part for response in group]
-        return pack(prompts, drawn, self._config.samples_per_prompt)
+        return pack(prompts, drawn, self._config.samples_per_prompt, self._config.device)
 
     def state_dict(self) -> dict[str, Any]:
-        drawn = None if self._drawn is None else dict(vars(self._drawn))
+        drawn = None if self._drawn is None else dict(vars(self._drawn.to("cpu")))
         return {"prompts": self._order.state_dict(), "drawn": drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order.load_state_dict(state["prompts"])
-        self._drawn = Rollout(**state["drawn"]) if state["drawn"] else None
+        drawn = state["drawn"]
+        self._drawn = Rollout(**drawn).to(self._config.device) if drawn else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training import ranks
 from training.config import PpoConfig
+from training.device import across
 from training.kernels import gae, kl_rewards, masked_mean, whiten
 from training.model import pack_pairs, packed_logprobs, trees_of
 from training.networks import Networks
@@ -53,15 +54,15 @@ def evaluate_rollout(
     config: PpoConfig, nets: Networks, rollout: Rollout, beta: float
 ) -> Experience:
     """Scores, log-probs, values, advantages and returns of a rollout, before any update."""
-    shape = rollout.mask_BR.shape
-    logprobs_BR, ref_BR, values_BR = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-    scores_B, entropies = torch.zeros(len(rollout)), []
+    engine_BR, device = rollout.engine_logprobs_BR, rollout.mask_BR.device
+    logprobs_BR, ref_BR, values_BR = (torch.zeros_like(engine_BR) for _ in range(3))
+    scores_B, entropies = engine_BR.new_zeros(len(rollout)), []
+    finished = rollout.finished_B.tolist()
     for part, counts in without_padding(rollout, range(len(rollout))):
         pairs = [rollout.pairs[i] for i in part]
         packed, at_M, targets_M = pack_pairs(pairs, rollout.samples)
-        rows_M, columns_M = rollout.mask_BR[part].nonzero(as_tuple=True)
-        places = torch.tensor(part)[rows_M], columns_M
-        with autocast(config.precision):
+        places, at_B = rollout.places(part), across(torch.tensor(part), device)
+        with autocast(config.precision, device):
             logprobs_M, entropies_M = packed_logprobs(nets.policy, packed, at_M, targets_M)
             logprobs_BR[places] = logprobs_M * counts
             entropies.append(entropies_M * counts)
@@ -70,8 +71,8 @@ def evaluate_rollout(
             if nets.value is not None:
                 values_BR[places] = nets.value.scores(packed, at_M) * counts
             if nets.translation is not None:
-                packed = nets.translation.packed(pairs, rollout.finished_B[part].tolist())
-            scores_B[part] = nets.reward.scores(packed, packed.ends) * counts
+                packed = nets.translation.packed(pairs, [finished[i] for i in part])
+            scores_B[at_B] = nets.reward.scores(packed, packed.ends) * counts
     entropy = torch.cat(entropies).sum()
     for x in (logprobs_BR, ref_BR, values_BR, scores_B, entropy):
         ranks.total(x)
@@ -84,8 +85,8 @@ def evaluate_rollout(
     advantages_BR, values_BR, returns_BR = estimated
     if config.importance_cap:
         # The surrogate is linear in an advantage, so that the weight of a token can stand with it.
-        engine_BR, cap = rollout.engine_logprobs_BR, config.importance_cap
-        advantages_BR = advantages_BR * importance_weights(logprobs_BR, engine_BR, cap)
+        weights_BR = importance_weights(logprobs_BR, engine_BR, config.importance_cap)
+        advantages_BR = advantages_BR * weights_BR
     return Experience(
         rollout=rollout,
         old_logprobs_BR=logprobs_BR,

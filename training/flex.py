@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from training.device import across
 from training.packing import Packed
 
 
@@ -17,9 +18,8 @@ def seen_by(packed: Packed, queries_Q: Tensor | None, device: torch.device) -> B
     """Which blocks of keys each block of queries looks at: a token its own segment up to itself,
     and the prompt before it.
     """
-    own_N, prompt_N = (x_N.to(device) for x_N in packed.segments())
-    asked = torch.arange(len(packed)) if queries_Q is None else queries_Q
-    at_Q = asked.to(device)
+    asked_Q = torch.arange(len(packed)) if queries_Q is None else queries_Q
+    own_N, prompt_N, at_Q = across((*packed.segments(), asked_Q), device)
 
     def seen(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
         at = at_Q[query]

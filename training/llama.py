@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from training import ranks
 from training.attention import Seen, attention, seen_by
+from training.device import across, device_of
 from training.packing import Packed
 
 
@@ -29,10 +30,12 @@ def is_llama(backbone: PreTrainedModel) -> bool:
 
 def hidden_states(backbone: Any, packed: Packed, at_M: Tensor) -> Tensor:
     """The last hidden states, [M, H], at the tokens `at_M` (ascending)."""
-    x_NH = backbone.embed_tokens(packed.tokens_N)
-    cos, sin = backbone.rotary_emb(x_NH[None], packed.positions_N[None])
+    device = device_of(backbone)
+    seen, seen_last = seen_by(packed, None, device), seen_by(packed, at_M, device)
+    tokens_N, positions_N, at_M = across((packed.tokens_N, packed.positions_N, at_M), device)
+    x_NH = backbone.embed_tokens(tokens_N)
+    cos, sin = backbone.rotary_emb(x_NH[None], positions_N[None])
     rotary = cos[0], sin[0]
-    seen, seen_last = (seen_by(packed, at, x_NH.device) for at in (None, at_M))
     *layers, last = backbone.layers
     again = last.gradient_checkpointing and torch.is_grad_enabled()
     compute = _recomputed if again else _layer
@@ -99,8 +102,8 @@ class RmsNorm(torch.autograd.Function):
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         normed: Tensor = (x * inverse).mul_(weight)
-        cast = torch.is_autocast_enabled("cpu")
-        return normed.to(torch.get_autocast_dtype("cpu")) if cast else normed
+        cast = torch.is_autocast_enabled(x.device.type)
+        return normed.to(torch.get_autocast_dtype(x.device.type)) if cast else normed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:

@@ -6,6 +6,7 @@ vocabulary.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from contracts.release import Canary
 from training import lora, ranks
 from training.backbone import hidden_states
 from training.config import LoraConfig
+from training.device import Device, across, moved
 from training.kernels.linear_logprob import TokenLosses, linear_logprob_loss, linear_logprobs
 from training.packing import PASS_TOKENS, Packed, Tree
 
@@ -41,29 +43,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(folder: Path) -> PreTrainedModel:
+def load_policy(folder: Path, device: Device = "cpu") -> PreTrainedModel:
     """A causal language model in float32. Raises InvalidInput where the folder holds none."""
     if not (folder / "config.json").is_file():
         raise InvalidInput("model folder", "a folder with config.json and safetensors", str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     _check_plain_head(model)
-    return model
+    return moved(model, device)
 
 
-def load_trainable(folder: Path, adapter: LoraConfig | None, seed: int) -> PreTrainedModel:
+def load_trainable(
+    folder: Path, adapter: LoraConfig | None, seed: int, device: Device = "cpu"
+) -> PreTrainedModel:
     """The policy in `folder` to train: all its weights or, of a config, an adapter alone.
 
     The adapter goes on from the one that the policy was trained with, over the same base, where it
     is of this config. Else it is a new one, of the weights in `folder`.
     """
     if adapter is None:
-        return load_policy(folder)
+        return load_policy(folder, device)
     base = lora.base_of(folder)
     if base is not None:
         model = _adapted(base, adapter, seed)
         if lora.take_over(model, folder):
-            return model
-    return _adapted(folder, adapter, seed)
+            return moved(model, device)
+    return moved(_adapted(folder, adapter, seed), device)
 
 
 def _adapted(base: Path, adapter: LoraConfig, seed: int) -> PreTrainedModel:
@@ -78,12 +82,19 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return lora.merged(model, ranks.whole(model))
 
 
+def _at_home(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the processor, where files are written; tied ones stay one tensor."""
+    found = {x: x.cpu() for x in dict.fromkeys(weights.values())}
+    return {name: found[x] for name, x in weights.items()}
+
+
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), config and tokenizer into a new folder; on rank 0, of all. An
     adapter is merged into them, and is beside the folder too.
     """
     weights = ranks.whole(model)
     if ranks.first():
+        weights = _at_home(weights)
         folder.mkdir(parents=True)
         model.save_pretrained(folder, state_dict=lora.merged(model, weights))
         save_tokenizer(tokenizer, folder)
@@ -143,7 +154,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 def pack_pairs(pairs: Sequence[Pair], samples: int = 1) -> tuple[Packed, Tensor, Tensor]:
     """The trees of the pairs; where the M response tokens are predicted, in order, and the tokens
-    themselves.
+    themselves. All on the processor.
     """
     packed = Packed(trees_of(pairs, samples))
     if samples > 1:
@@ -167,7 +178,8 @@ def packed_loss(
     """The sum of `losses` over `targets_M`, predicted at `at_M` at temperature 1, and their
     log-probabilities [M] (without gradient).
     """
-    found: tuple[Tensor, Tensor] = ranks.gathered(model, _loss, packed, at_M, targets_M, losses)
+    compute = partial(_loss, packed=packed, at_M=at_M, targets_M=targets_M, losses=losses)
+    found: tuple[Tensor, Tensor] = ranks.gathered(model, compute)
     return found
 
 
@@ -175,6 +187,7 @@ def _loss(
     model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor, losses: TokenLosses
 ) -> tuple[Tensor, Tensor]:
     hidden_MH = hidden_states(backbone_of(model), packed, at_M)
+    targets_M = across(targets_M, hidden_MH.device)
     return linear_logprob_loss(hidden_MH, *unembedding(model), targets_M, losses)
 
 
@@ -185,7 +198,8 @@ def packed_logprobs(
     """Log-probabilities of `targets_M` where the model stands at `at_M`, and the entropies there,
     both float32 [M].
     """
-    found: tuple[Tensor, Tensor] = ranks.gathered(model, _logprobs, packed, at_M, targets_M)
+    compute = partial(_logprobs, packed=packed, at_M=at_M, targets_M=targets_M)
+    found: tuple[Tensor, Tensor] = ranks.gathered(model, compute)
     return found
 
 
@@ -193,7 +207,7 @@ def _logprobs(
     model: PreTrainedModel, packed: Packed, at_M: Tensor, targets_M: Tensor
 ) -> tuple[Tensor, Tensor]:
     hidden_MH = hidden_states(backbone_of(model), packed, at_M)
-    return linear_logprobs(hidden_MH, *unembedding(model), targets_M)
+    return linear_logprobs(hidden_MH, *unembedding(model), across(targets_M, hidden_MH.device))
 
 
 def response_logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Tensor]:
@@ -241,12 +255,14 @@ class RewardModel(nn.Module):
         self.register_buffer("spread", torch.ones(shape), persistent=False)
 
     @classmethod
-    def from_policy(cls, folder: Path, groups: Sequence[str] = ()) -> "RewardModel":
+    def from_policy(
+        cls, folder: Path, device: Device = "cpu", groups: Sequence[str] = ()
+    ) -> "RewardModel":
         backbone = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return cls(backbone, groups)
+        return moved(cls(backbone, groups), device)
 
     @classmethod
-    def load(cls, folder: Path, group: str | None = None) -> "RewardModel":
+    def load(cls, folder: Path, device: Device = "cpu", group: str | None = None) -> "RewardModel":
         """With the head of a group or, where none is named, the one that speaks for all.
 
         Raises CorruptArtifact where the head or its shift is missing, InvalidInput where the group
@@ -265,13 +281,14 @@ class RewardModel(nn.Module):
                 model.shift.copy_(head[f"{of}shift"])
         except (FileNotFoundError, KeyError, SafetensorError) as e:
             raise CorruptArtifact(f"{folder / REWARD_HEAD}: not a reward model's head: {e}") from e
-        return model
+        return moved(model, device)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Into a new folder; on rank 0, of all."""
-        weights = whole_weights(self)
+        weights = ranks.whole(self)
         if not ranks.first():
             return
+        weights = lora.merged(self, _at_home(weights))
         folder.mkdir(parents=True)
         inside = {
             n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")
@@ -284,7 +301,8 @@ class RewardModel(nn.Module):
 
     def _mean_and_each(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The head of all groups together, and by its name that of each."""
-        say_G = self.spread.mean() / self.spread / len(self.groups)
+        spread_G = self.spread.cpu()
+        say_G = spread_G.mean() / spread_G / len(self.groups)
         said = {name: torch.tensordot(say_G, x, 1) for name, x in heads.items()}
         found = {**said, "weight": said["weight"][None], "bias": said["bias"][None]}
         for i, group in enumerate(self.groups):
@@ -297,12 +315,13 @@ class RewardModel(nn.Module):
 
         The head is in float32 even under autocast: in bf16 near scores would be equal.
         """
-        scores_M: Tensor = ranks.gathered(self, RewardModel._scores, packed, at_M)
+        compute = partial(RewardModel._scores, packed=packed, at_M=at_M)
+        scores_M: Tensor = ranks.gathered(self, compute)
         return scores_M
 
     def _scores(self, packed: Packed, at_M: Tensor) -> Tensor:
         hidden_MH = hidden_states(self.backbone, packed, at_M)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(hidden_MH.device.type, enabled=False):
             scores_M: Tensor = self.head(hidden_MH.float()).squeeze(-1) - self.shift
         return scores_M
 
@@ -321,8 +340,8 @@ CANARY_TOKENS = 8
 
 @torch.no_grad()
 def canary_of(folder: Path) -> Canary:
-    """What this folder's model, in float32, says of a fixed text; a server compares it after a
-    swap.
+    """What this folder's model, in float32 on the processor, says of a fixed text; a server
+    compares it after a swap.
     """
     tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
     ids = tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from training import lora
 from training.config import Advantage, LoraConfig
 from training.data import PromptRow
+from training.device import Device
 from training.model import RewardModel, load_tokenizer, load_trainable
 from training.translation import Translation, alike
 
@@ -39,6 +40,7 @@ def load_networks(
     advantage: Advantage = "gae",
     adapter: LoraConfig | None = None,
     seed: int = 0,
+    device: Device = "cpu",
 ) -> Networks:
     """Policy and reference from the SFT model, value network and reward from the reward model; no
     dropout anywhere. With `adapter` policy and value network are frozen weights, which reference
@@ -50,11 +52,11 @@ def load_networks(
     tokenizer, theirs = load_tokenizer(sft), load_tokenizer(reward_model)
     same, value = alike(tokenizer, theirs), None
     policy, reward = (
-        load_trainable(sft, adapter, seed).eval(),
-        RewardModel.load(reward_model).eval(),
+        load_trainable(sft, adapter, seed, device).eval(),
+        RewardModel.load(reward_model, device).eval(),
     )
     if advantage == "gae":
-        value = reward if same else RewardModel.from_policy(sft).eval()
+        value = reward if same else RewardModel.from_policy(sft, device).eval()
         if adapter is not None:
             lora.adapt(value.backbone, adapter, seed)
     return Networks(

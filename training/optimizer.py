@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from training.config import Precision
+from training.device import Precision
 
 
 def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> torch.optim.AdamW:
@@ -21,16 +21,18 @@ def adam(parameters: Iterable[nn.Parameter], rate: float, eps: float = 1e-8) -> 
     )
     for x in weights:
         moments = {"exp_avg": torch.zeros_like(x), "exp_avg_sq": torch.zeros_like(x)}
-        optimizer.state[x] = {"step": torch.zeros(()), **moments}
+        optimizer.state[x] = {"step": torch.zeros((), device=x.device), **moments}
     return optimizer
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
-    """One step along the gradients that were accumulated, cut to `max_norm`; their norm."""
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """One step along the gradients that were accumulated, cut to `max_norm`; their norm, a number
+    on the device.
+    """
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @torch.no_grad()
@@ -61,8 +63,9 @@ def warmup_share(iteration: int, warmup: int) -> float:
     return 1.0 if warmup == 0 else min(1.0, 0.1 + 0.9 * iteration / warmup)
 
 
-def autocast(precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """bf16 autocast around a forward pass, or nothing."""
-    return (
-        torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    )
+def autocast(
+    precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast around a forward pass on `device`, or nothing."""
+    narrow = precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if narrow else contextlib.nullcontext()

@@ -58,7 +58,9 @@ def train_ppo(
     # 1. Models, prompts, optimizers.
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(sft)
-    nets = load_networks(sft, reward_model, prompts, config.advantage, config.lora, config.seed)
+    nets = load_networks(
+        sft, reward_model, prompts, config.advantage, config.lora, config.seed, config.device
+    )
     average = lora.twin(nets.policy)
     recompute_layers(backbone_of(nets.policy), config.recompute)
     if nets.value is not None:
@@ -148,25 +150,26 @@ def update(
     value loss. Each is a mean over all tokens of the minibatch, in however many passes, and each
     rank has a share of it.
     """
-    rollout, tokens = experience.rollout, int(experience.rollout.mask_BR[indices].sum())
+    rollout, device = experience.rollout, experience.rollout.mask_BR.device
+    tokens = sum(len(rollout.pairs[i][1]) for i in indices)
     passed = []
     for part, counts in without_padding(rollout, indices):
-        mask_BR = rollout.mask_BR[part]
+        places = rollout.places(part)
         old_M, advantages_M = (
-            x_BR[part][mask_BR] for x_BR in (experience.old_logprobs_BR, experience.advantages_BR)
+            x_BR[places] for x_BR in (experience.old_logprobs_BR, experience.advantages_BR)
         )
         advantages_M = advantages_M * counts
         surrogates = partial(surrogate_of, old_M, advantages_M, config.clip, tokens)
         packed, at_M, targets_M = pack_pairs([rollout.pairs[i] for i in part], rollout.samples)
-        with autocast(config.precision):
+        with autocast(config.precision, device):
             surrogate, logprobs_M = packed_loss(nets.policy, packed, at_M, targets_M, surrogates)
         surrogate.backward()
         value_error = torch.zeros(())
         if nets.value is not None:
-            with autocast(config.precision):
+            with autocast(config.precision, device):
                 values_M = nets.value.scores(packed, at_M)
             old_values_M, returns_M = (
-                x_BR[part][mask_BR] for x_BR in (experience.old_values_BR, experience.returns_BR)
+                x_BR[places] for x_BR in (experience.old_values_BR, experience.returns_BR)
             )
             errors_M = value_losses(values_M, old_values_M, returns_M, config.value_clip)
             value_error = errors_M.sum() * counts / tokens
@@ -174,19 +177,21 @@ def update(
         ratio_M = torch.exp(logprobs_M - old_M)
         clips_M = clipped(ratio_M, advantages_M, config.clip)
         passed.append((surrogate.detach(), value_error.detach(), ratio_M, clips_M))
-    ptx = 0.0
+    ptx = torch.zeros((), device=device)
     if config.ptx_coefficient and len(rows_PT):
         texts = [(row[:1], row[1:]) for row in rows_PT.tolist()]
         ptx = accumulate_likelihood(nets.policy, texts, config.precision, config.ptx_coefficient)
     surrogates_, errors, ratios, clips = zip(*passed, strict=True)
-    return {
-        "policy_loss": sum(surrogates_).item(),
+    told = {
+        "policy_loss": sum(surrogates_),
         "ptx_loss": ptx,
-        **({"value_loss": sum(errors).item()} if nets.value is not None else {}),
-        "clip_fraction": (torch.cat(clips).sum() / tokens).item(),
-        "ratio_min": torch.cat(ratios).min().item(),
-        "ratio_max": torch.cat(ratios).max().item(),
+        **({"value_loss": sum(errors)} if nets.value is not None else {}),
+        "clip_fraction": torch.cat(clips).sum() / tokens,
+        "ratio_min": torch.cat(ratios).min(),
+        "ratio_max": torch.cat(ratios).max(),
     }
+    # Read once, when all is on its way.
+    return dict(zip(told, torch.stack([*told.values()]).tolist(), strict=True))
 
 
 def surrogate_of(

@@ -19,6 +19,7 @@ from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
 from training.config import PretrainConfig
 from training.data import TokenStream
+from training.device import across, moved
 from training.metrics import Metrics
 from training.model import backbone_of, save_policy
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
@@ -52,7 +53,7 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
     """
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    model = LlamaForCausalLM(_llama(config, tokenizer))
+    model = moved(LlamaForCausalLM(_llama(config, tokenizer)), config.device)
     recompute_layers(backbone_of(model), config.recompute)
     stream = TokenStream(
         tokenizer(list(texts))["input_ids"], tokenizer.eos_token_id, config.row_tokens, config.seed
@@ -70,8 +71,8 @@ def pretrain(config: PretrainConfig, texts: Sequence[str], folder: Path, metrics
             optimizer,
             config.learning_rate * cosine_share(i, config.steps, 0.1, config.warmup_steps),
         )
-        rows_BT = stream.take(config.rows_per_step)
-        with autocast(config.precision):
+        rows_BT = across(stream.take(config.rows_per_step), model.device)
+        with autocast(config.precision, model.device):
             loss = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
         loss.backward()
         step(model, optimizer, config.max_grad_norm)

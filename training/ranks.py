@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training import packing
+from training.device import device_of
 from training.packing import Tree
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def shard(model: nn.Module) -> None:
     """
     if size() == 1:
         return
-    mesh = init_device_mesh("cpu", (size(),))
+    mesh = init_device_mesh(device_of(model).type, (size(),))
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for module in (*layers, model):
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -58,7 +59,8 @@ def gathered(module: Any, compute: Callable[..., Any], *args: Any) -> Any:
     """`compute(module, *args)` on the module's whole weights.
 
     FSDP gathers weights, and sums their gradients, around a module's own forward pass. A
-    computation that goes around it has to say so, here.
+    computation that goes around it has to say so, here. Of the outermost module it takes every
+    tensor among `args` to a GPU: what is to stay on the processor is hidden in `compute`.
     """
     if isinstance(module, FSDPModule):
         return getattr(module, GATHERED)(compute, *args)
@@ -110,10 +112,9 @@ def complete(found: list[Tensor]) -> list[Tensor]:
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
     """The model's weights by name, gathered on every rank; tied ones are one tensor."""
-    if not isinstance(model, FSDPModule):
-        return model.state_dict()
     named = model.state_dict(keep_vars=True)
-    tensors = {
-        x: x.full_tensor() if isinstance(x, DTensor) else x for x in dict.fromkeys(named.values())
+    whole = {
+        x: (x.full_tensor() if isinstance(x, DTensor) else x).detach()
+        for x in dict.fromkeys(named.values())
     }
-    return {name: tensors[x].detach() for name, x in named.items()}
+    return {name: whole[x] for name, x in named.items()}

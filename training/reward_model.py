@@ -16,7 +16,7 @@ from contracts.errors import InvalidInput
 from training import lora, ranks
 from training.backbone import recompute_layers
 from training.checkpoint import Checkpoint, Stateful
-from training.config import DpoConfig, Precision, RankingModel, RewardModelConfig
+from training.config import DpoConfig, RankingModel, RewardModelConfig
 from training.data import (
     RankedRow,
     SftRow,
@@ -27,6 +27,7 @@ from training.data import (
     render,
     shuffled_batches,
 )
+from training.device import Precision, across, device_of
 from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics, sum_of
 from training.model import RewardModel, load_tokenizer
@@ -79,7 +80,7 @@ def train_reward_model(
     """
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(parent)
-    model = RewardModel.from_policy(parent, tuple(config.groups))
+    model = RewardModel.from_policy(parent, config.device, tuple(config.groups))
     ranked = by_group(config, encode_rankings(config, tokenizer, rows))
     rng = random.Random(config.seed)
     sample = rng.sample(demonstrations, min(ZERO_SAMPLE, len(demonstrations)))
@@ -114,7 +115,7 @@ def train_reward_model(
         part = [ranked[r] for r in batch]
         figures = accumulate_gradients(model, part, config.precision, LOSSES[config.ranking])
         norm = step(model, optimizer, config.max_grad_norm)
-        metrics.write(i, **sum_of(ranks.everyone(figures)), grad_norm=norm)
+        metrics.write(i, **sum_of(ranks.everyone(figures)), grad_norm=norm.item())
         progress.save(i + 1)
 
     scores = score_sequences(model, zero)
@@ -149,19 +150,20 @@ def accumulate_gradients(
     """The gradient of the loss of one batch, a few rankings at a time; loss and pair accuracy, of
     which each rank has a share.
     """
-    loss = right = 0.0
+    passed = []
     pairs = sum(a < b for r in ranked for a in r.ranks for b in r.ranks)
     for part, counts in ranks.passes([r.tree for r in ranked], PASS_TOKENS):
-        with autocast(precision):
+        with autocast(precision, device_of(model)):
             scores_BK, ranks_BK, mask_BK = _score(model, [ranked[i] for i in part])
             mean = of(scores_BK, ranks_BK, mask_BK)
             share = mean * (counts * len(part) / len(ranked))
         share.backward()
         better_BKK = strict_pairs(ranks_BK, mask_BK)
         agreed_BKK = better_BKK & (scores_BK[:, :, None] > scores_BK[:, None, :])
-        right += counts * agreed_BKK.sum().item()
-        loss += share.item()
-    return {"loss": loss, "accuracy": right / pairs}
+        passed.append(torch.stack([share.detach(), agreed_BKK.sum() * counts]))
+    # Read once, when all is on its way.
+    losses, right = zip(*torch.stack(passed).tolist(), strict=True)
+    return {"loss": sum(losses), "accuracy": sum(right) / pairs}
 
 
 def encode_rankings(
@@ -202,12 +204,14 @@ def _score(model: RewardModel, ranked: Sequence[Ranked]) -> tuple[Tensor, Tensor
     """
     packed = Packed([r.tree for r in ranked])
     mask_BK = length_mask(torch.tensor([len(r.ranks) for r in ranked]))
+    described = pad([r.ranks for r in ranked])[0], mask_BK, mask_BK.nonzero(as_tuple=True)
+    ranks_BK, mask_BK, places = across(described, device_of(model))
     scores_C = model.scores(packed, packed.ends)
     if model.groups:
         heads = [model.groups.index(r.group) for r in ranked if r.group for _ in r.ranks]
-        scores_C = scores_C.gather(1, torch.tensor(heads)[:, None])[:, 0]
-    scores_BK = torch.zeros(mask_BK.shape).masked_scatter(mask_BK, scores_C)
-    ranks_BK, _ = pad([r.ranks for r in ranked])
+        heads_C = across(torch.tensor(heads), scores_C.device)
+        scores_C = scores_C.gather(1, heads_C[:, None])[:, 0]
+    scores_BK = scores_C.new_zeros(mask_BK.shape).index_put(places, scores_C)
     return scores_BK, ranks_BK, mask_BK
 
 

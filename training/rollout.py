@@ -7,7 +7,7 @@ right-padded.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.data import length_mask
+from training.device import Device, Precision, across
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,41 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def engine_settings(on_cpu: bool, precision: Precision, memory: float) -> dict[str, Any]:
+    """What vLLM is told of the hardware that it was built for. On a processor it computes in
+    float32; on a GPU in the type of the trainer's passes, which gives it the memory and the speed
+    that bf16 is chosen for.
+    """
+    if on_cpu:
+        return {"dtype": "float32"}
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    return {"dtype": dtype, "gpu_memory_utilization": memory}
+
+
 class Sampler:
     """A vLLM engine in this process. Its weights are replaced between iterations; it shares the
-    trainer's cores.
+    trainer's cores or, where vLLM is built for one, its GPU.
     """
 
-    def __init__(self, folder: Path, max_tokens: int, kv_cache_gib: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        precision: Precision = "fp32",
+        gpu_memory: float = 0.3,
+        kv_cache_gib: int = 1,
+    ) -> None:
         """`folder` gives architecture, tokenizer and first weights; `max_tokens` bounds prompt plus
-        response.
+        response. `precision` is that of the trainer's passes, and `gpu_memory` a share of all.
         """
         with _environment(VLLM_CPU_KVCACHE_SPACE=str(kv_cache_gib), **_IN_PROCESS):
             from vllm import LLM
+            from vllm.platforms import current_platform
 
+            self._on_cpu = bool(current_platform.is_cpu())
             self._llm = LLM(
                 str(folder),
-                dtype="float32",
+                **engine_settings(self._on_cpu, precision, gpu_memory),
                 enforce_eager=True,
                 max_model_len=max_tokens,
                 max_num_seqs=256,
@@ -90,7 +111,9 @@ class Sampler:
         cleanup_dist_env_and_memory()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the engine's weights by a Hugging Face state dict, at once and exactly."""
+        """Replace the engine's weights by a Hugging Face state dict, at once, on whatever device it
+        is; in the engine's type, exactly.
+        """
         core: Any = self._llm.llm_engine.engine_core
         worker = core.engine_core.model_executor.driver_worker.worker
         model = worker.model_runner.get_model()
@@ -102,7 +125,7 @@ class Sampler:
         # On a CPU a linear layer's weight is packed for oneDNN when it is loaded. The reload skips
         # a tied unembedding, which would go on with the old pack: whoever still holds a plain
         # weight is packed again.
-        for module in model.modules():
+        for module in model.modules() if self._on_cpu else ():
             method = getattr(module, "quant_method", None)
             if (
                 method is not None
@@ -157,21 +180,37 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def to(self, device: Device) -> "Rollout":
+        """The same with its tensors on `device`."""
+        names = ("mask_BR", "engine_logprobs_BR", "finished_B")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def places(self, part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Row and column, [M] each, of the response tokens of the episodes in `part`, in order."""
+        lengths = [len(self.pairs[i][1]) for i in part]
+        row_M = torch.tensor(part).repeat_interleave(torch.tensor(lengths))
+        column_M = torch.cat([torch.arange(length) for length in lengths])
+        return across((row_M, column_M), self.mask_BR.device)
+
 
 def pack(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sampled], samples: int = 1
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sampled],
+    samples: int = 1,
+    device: Device = "cpu",
 ) -> Rollout:
     """Episodes of token ids as they were sampled, `samples` of each prompt in a row; figures of
-    tokens as right-padded tensors.
+    tokens as right-padded tensors on `device`.
     """
     each = [p for p in prompts for _ in range(samples)]
     mask_BR = length_mask(torch.tensor([len(r.token_ids) for r in responses]))
     engine_BR = torch.zeros(mask_BR.shape)
     engine_BR[mask_BR] = torch.tensor([x for r in responses for x in r.logprobs])
-    return Rollout(
+    rollout = Rollout(
         pairs=tuple((p, r.token_ids) for p, r in zip(each, responses, strict=True)),
         mask_BR=mask_BR,
         engine_logprobs_BR=engine_BR,
         finished_B=torch.tensor([r.finished for r in responses]),
         samples=samples,
     )
+    return rollout.to(device)

@@ -59,7 +59,8 @@ def train_sft(
     how to write (C.4). Goes on from its checkpoint where there is one.
     """
     torch.manual_seed(config.seed + ranks.rank())
-    tokenizer, model = load_tokenizer(parent), load_trainable(parent, config.lora, config.seed)
+    tokenizer = load_tokenizer(parent)
+    model = load_trainable(parent, config.lora, config.seed, config.device)
     pairs = _encode(config, tokenizer, rows)
     held_out = _encode(config, tokenizer, validation)
     if not pairs:
@@ -89,10 +90,11 @@ def train_sft(
             rows_BT = stream.take(max(1, round(len(batch) * config.pretraining_share)))
             texts = [(row[:1], row[1:]) for row in rows_BT.tolist()]
             sets.append((texts, config.pretraining_share))
-        loss = accumulate_mixed_likelihood(model, sets, config.precision)[0]
+        share = accumulate_mixed_likelihood(model, sets, config.precision)[0]
         norm = step(model, optimizer, config.max_grad_norm)
         if i % 10 == 0 or i == len(batches) - 1:
-            metrics.write(i, loss=sum(ranks.everyone(loss)), grad_norm=norm, rate=rate)
+            loss = sum(ranks.everyone(share.item()))
+            metrics.write(i, loss=loss, grad_norm=norm.item(), rate=rate)
         epoch, within = divmod((i + 1) * config.epochs, len(batches))
         if config.choose_by_reward and not within:
             kept = progress.folder / f"epoch-{epoch}"

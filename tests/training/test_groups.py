@@ -88,7 +88,9 @@ def test_demonstrations_score_zero_for_each_group_and_all_spread_alike_in_the_re
     apart: Path,
 ) -> None:
     rows = demonstration_sequences(APART, load_tokenizer(apart), demonstrations(32, seed=4))
-    own = {name: score_sequences(RewardModel.load(apart, name).eval(), rows) for name in GROUPS}
+    own = {
+        name: score_sequences(RewardModel.load(apart, group=name).eval(), rows) for name in GROUPS
+    }
     reward = score_sequences(RewardModel.load(apart).eval(), rows)
     for scores in (*own.values(), reward):
         assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)
@@ -116,9 +118,9 @@ def test_without_groups_a_head_has_what_it_always_had(together: Path) -> None:
 
 def test_a_group_that_was_not_trained_is_refused_by_name(together: Path, apart: Path) -> None:
     with pytest.raises(InvalidInput, match=r"group: expected one of \['dislikes', 'likes'\], got"):
-        RewardModel.load(apart, "hates")
+        RewardModel.load(apart, group="hates")
     with pytest.raises(InvalidInput, match=r"group: expected one of \[\], got 'likes'"):
-        RewardModel.load(together, "likes")
+        RewardModel.load(together, group="likes")
 
 
 def test_a_rater_is_in_the_first_group_that_fits() -> None:

@@ -114,7 +114,7 @@ def test_a_step_is_cut_to_the_largest_norm() -> None:
     before = model.weight.detach().clone()
     model.weight.grad = torch.tensor([[3.0, 4.0]])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    assert step(model, optimizer, max_norm=1.0) == pytest.approx(5.0)
+    assert step(model, optimizer, max_norm=1.0).item() == pytest.approx(5.0)
     moved = before - model.weight.detach()
     assert moved[0].tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
     assert model.weight.grad is None

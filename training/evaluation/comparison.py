@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from contracts.errors import InvalidInput
 from training.config import EvaluationConfig, PpoConfig
 from training.data import PromptRow, encode_response, fits, render
+from training.device import Device
 from training.evaluation.interval import Interval, clustered_mean
 from training.model import RewardModel, load_policy, load_tokenizer, response_logprobs
 from training.reward_model import score_sequences
@@ -74,7 +75,7 @@ def mean_rewards(
     """
     tokenizer = load_tokenizer(checkpoints[0])
     chosen, prompts = _fitting(config, tokenizer, rows, lengths)
-    judge = reward_judge(reward_model, lengths.unfinished_reward)
+    judge = reward_judge(reward_model, lengths.unfinished_reward, config.device)
     means = []
     for folder in checkpoints:
         answers = _answer(config, sampler, folder, prompts, tokenizer, lengths, config.seed)
@@ -140,12 +141,12 @@ def judge_by(judge: Judge, comparison: Comparison) -> Verdict:
     return Verdict(clustered_mean(rates, people), before, after)
 
 
-def reward_judge(folder: Path, unfinished_reward: float) -> Judge:
+def reward_judge(folder: Path, unfinished_reward: float, device: Device = "cpu") -> Judge:
     """The reward model in `folder` as a judge, reading text with its own tokenizer as in training.
 
     An answer that never stops gets `unfinished_reward`, as in PPO.
     """
-    model, tokenizer = RewardModel.load(folder).eval(), load_tokenizer(folder)
+    model, tokenizer = RewardModel.load(folder, device).eval(), load_tokenizer(folder)
 
     def judge(
         rows: Sequence[PromptRow], texts: Sequence[str], finished: Sequence[bool]
@@ -170,11 +171,13 @@ def _scores(judge: Judge, rows: Sequence[PromptRow], answers: Answers) -> list[l
 
 
 @torch.no_grad()
-def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
+def kl_between(
+    policy: Path, reference: Path, comparison: Comparison, device: Device = "cpu"
+) -> float:
     """KL(policy || reference) in nats per response, estimated on what `policy` sampled in
     `comparison.after`.
     """
-    model, base = load_policy(policy).eval(), load_policy(reference).eval()
+    model, base = (load_policy(folder, device).eval() for folder in (policy, reference))
     prompts = [
         p
         for p, group in zip(comparison.prompts, comparison.after.samples, strict=True)
@@ -187,9 +190,11 @@ def kl_between(policy: Path, reference: Path, comparison: Comparison) -> float:
 
 
 @torch.no_grad()
-def language_model_loss(folder: Path, documents: Sequence[str], max_tokens: int) -> float:
+def language_model_loss(
+    folder: Path, documents: Sequence[str], max_tokens: int, device: Device = "cpu"
+) -> float:
     """Mean negative log-likelihood per token, in nats, of documents cut at `max_tokens`."""
-    tokenizer, model = load_tokenizer(folder), load_policy(folder).eval()
+    tokenizer, model = load_tokenizer(folder), load_policy(folder, device).eval()
     encoded = [
         ids[:max_tokens]
         for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]

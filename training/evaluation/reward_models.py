@@ -40,7 +40,7 @@ def held_out_figures(
     ranked = encode_rankings(config, load_tokenizer(folders[0]), rows)
     if not ranked:
         return {}
-    pairs = score_pairs(RewardModel.load(folders[0]).eval(), ranked)
+    pairs = score_pairs(RewardModel.load(folders[0], config.device).eval(), ranked)
     accuracy = clustered_mean([(g > 0) + 0.5 * (g == 0) for g in pairs.gaps], pairs.raters)
     figures: dict[str, Any] = {
         "accuracy": accuracy.mean,
@@ -53,7 +53,8 @@ def held_out_figures(
         figures["groups"] = _by_group(config, folders[0], ranked)
     if len(folders) > 1:
         trees = [r.tree for r in ranked]
-        scores = [score_trees(RewardModel.load(f).eval(), trees).tolist() for f in folders]
+        models = (RewardModel.load(folder, config.device).eval() for folder in folders)
+        scores = [score_trees(model, trees).tolist() for model in models]
         figures["disagreement"] = disagreement(scores)
     return figures
 
@@ -64,10 +65,10 @@ def _by_group(
     """How often the reward is right about each group's pairs, and how often the group's own head.
     A group without a strict pair is left out.
     """
-    reward, found = RewardModel.load(folder).eval(), {}
+    reward, found = RewardModel.load(folder, config.device).eval(), {}
     for name in config.groups:
         if theirs := [r for r in ranked if config.group_of(r.rater_id) == name]:
-            own = RewardModel.load(folder, name).eval()
+            own = RewardModel.load(folder, config.device, name).eval()
             pairs = score_pairs(reward, theirs)
             found[name] = {
                 "accuracy": pairs.accuracy,

@@ -63,19 +63,19 @@ def _discounted_sums_(x_BR: Tensor, decay: float) -> Tensor:
     """
     rows, width = x_BR.shape
     if width <= BLOCK:
-        return x_BR @ _powers(width, decay)
+        return x_BR @ _powers(width, decay, x_BR.device)
     padded = -(-width // BLOCK) * BLOCK
     x_BR = x_BR if padded == width else F.pad(x_BR, (0, padded - width))
-    x_NS, powers = x_BR.view(-1, BLOCK), _powers(BLOCK, decay)
+    x_NS, powers = x_BR.view(-1, BLOCK), _powers(BLOCK, decay, x_BR.device)
     from_BN = _discounted_sums_((x_NS @ powers[:, 0]).view(rows, -1), decay**BLOCK)
     x_BR.view(rows, -1, BLOCK)[:, :-1, -1].add_(from_BN[:, 1:], alpha=decay)
     return (x_NS @ powers).view(rows, padded)[:, :width]
 
 
 @functools.lru_cache(maxsize=64)
-def _powers(size: int, decay: float) -> Tensor:
+def _powers(size: int, decay: float, device: torch.device) -> Tensor:
     """decay^(s - t) at (s, t) for s >= t, 0 above; its columns are contiguous."""
-    at = torch.arange(size)
+    at = torch.arange(size, device=device)
     powers = torch.where(at >= at[:, None], decay ** (at - at[:, None]).clamp(min=0).float(), 0.0)
     return powers.T
 
