@@ -100,7 +100,7 @@ def figures_of(seed: int) -> dict[str, float]:
     rng = random.Random(f"groups:{seed}")
     tasks = sentences(rng, LEARNED + TESTED)
     demonstrations = [demonstrated(make_task(rng), rng) for _ in range(DEMONSTRATIONS)]
-    found = {}
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sheets = [f"{prompt_text(row)}\n{row.response}" for row in demonstrations]
@@ -137,7 +137,7 @@ def _row(task: Task) -> PromptRow:
 
 def ranked_by(tastes: Mapping[str, Taste], tasks: Sequence[Task], rng: random.Random) -> World:
     """The first tasks ranked by one group each, the others by both, of other raters."""
-    names, learned = list(tastes), []
+    names, learned = list(tastes), list[RankedRow]()
     held_out: dict[str, list[RankedRow]] = {name: [] for name in names}
     judged: dict[str, list[tuple[list[float], list[list[int]]]]] = {name: [] for name in names}
     for i, task in enumerate(tasks):
