@@ -137,8 +137,7 @@ def _row(task: Task) -> PromptRow:
 
 def ranked_by(tastes: Mapping[str, Taste], tasks: Sequence[Task], rng: random.Random) -> World:
     """The first tasks ranked by one group each, the others by both, of other raters."""
-    names = list(tastes)
-    learned: list[RankedRow] = []
+    names, learned = list(tastes), list[RankedRow]()
     held_out: dict[str, list[RankedRow]] = {name: [] for name in names}
     judged: dict[str, list[tuple[list[float], list[list[int]]]]] = {name: [] for name in names}
     for i, task in enumerate(tasks):
