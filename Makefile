@@ -66,7 +66,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 bench: setup kafkajars ## measure one suite into benchmarks/results (SUITE=name; QUICK=1 for a short form)
 	@exec $(RUN) -m benchmarks $(SUITE)
 
-bench-gpu: ## measure the kernels on a GPU, against what else there is
+bench-gpu: ## measure kernels and training on a GPU
 	@$(MAKE) bench SUITE=gpu
 
 clean: ## remove what was made, but for runs/

@@ -1,5 +1,6 @@
 """The kernels on a GPU: each against eager PyTorch, torch.compile and, where they are installed,
 Liger-Kernel and cut-cross-entropy, in time and peak memory, and as a share of what the card can do.
+And steps of training (gpu_training.py).
 
 Every side of a case computes the same number, which is compared. Needs a CUDA device.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import gpu_training
 from benchmarks.baseline import agree
 from benchmarks.result import Figure, figure
 from contracts.errors import InvalidInput
@@ -93,7 +95,7 @@ def measure() -> list[Figure]:
             if name != "ours":
                 ratio = [theirs / own for theirs, own in zip(taken, ms["ours"], strict=True)]
                 figures.append(figure(f"{case.name}_over_{name}", ratio, "x"))
-    return figures
+    return [*figures, *gpu_training.measure()]
 
 
 def check(case: Case) -> None:

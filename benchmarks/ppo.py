@@ -13,7 +13,7 @@ from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
 from training.config import PpoConfig
-from training.device import Precision
+from training.device import Device, Precision, moved
 from training.experience import evaluate_rollout
 from training.networks import Networks
 from training.optimizer import adam, step
@@ -98,11 +98,11 @@ def ours(precision: Precision, mix: bool) -> Run:
     return {"wall": clock.wall, "cpu": clock.cpu, "kl": experience.kl, "score": score}
 
 
-def networks() -> Networks:
+def networks(shape: str = SHAPE, device: Device = "cpu") -> Networks:
     """The weights that the baseline has too."""
     return Networks(
-        policy=workloads.causal(SHAPE, seed=0).eval(),
-        reference=workloads.causal(SHAPE, seed=1).eval().requires_grad_(False),
-        value=reward_model(SHAPE, seed=2),
-        reward=reward_model(SHAPE, seed=3).requires_grad_(False),
+        policy=moved(workloads.causal(shape, seed=0).eval(), device),
+        reference=moved(workloads.causal(shape, seed=1).eval().requires_grad_(False), device),
+        value=moved(reward_model(shape, seed=2), device),
+        reward=moved(reward_model(shape, seed=3).requires_grad_(False), device),
     )

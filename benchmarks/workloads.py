@@ -32,6 +32,7 @@ SHAPES = {
     "tiny": Shape(256, 704, 4, 4),
     "small": Shape(512, 1408, 8, 8),
     "base": Shape(768, 2048, 12, 12),
+    "large": Shape(1024, 2816, 24, 16),
 }
 
 

@@ -21,12 +21,15 @@ BF16_ARITHMETIC = ("avx512_bf16", "amx_bf16", "bf16")
 
 def _that_is_there(given: object) -> object:
     """What "auto" stands for. A process sees the one GPU that is its own (instructloop/crew.py)."""
-    found = torch.cuda.is_available() if given in {"auto", "cuda"} else False
-    if given == "auto":
-        return "cuda" if found else "cpu"
-    if given == "cuda" and not found:
-        raise PydanticCustomError("no_gpu", "Input should be cpu or auto: PyTorch finds no GPU")
-    return given
+    if given not in ("auto", "cpu", "cuda"):
+        raise PydanticCustomError("device", "Input should be auto, 'cpu' or 'cuda'")
+    if given == "cpu":
+        return given
+    if torch.cuda.is_available():
+        return "cuda"
+    if given == "cuda":
+        raise PydanticCustomError("device", "Input should be cpu or auto: PyTorch finds no GPU")
+    return "cpu"
 
 
 # "auto" is a GPU where there is one, and read as what it stands for.

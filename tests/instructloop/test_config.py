@@ -65,6 +65,28 @@ def test_auto_precision_is_what_the_processor_multiplies(
     assert (config.reward_model.precision, config.ppo.precision) == ("bf16", "fp32")
 
 
+def test_a_rounds_device_reaches_every_stage_and_what_goes_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'preset = "tiny"\ndevice = "auto"\n' + MINIMAL + '[base]\nprecision = "auto"\n'
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    config = load_config(written(tmp_path, text))
+    stages = (config.base, config.sft, config.reward_model, config.ppo)
+    assert {s.device for s in (*stages, config.evaluation) if s} == {config.device} == {"cuda"}
+    assert [s.precision for s in stages if s] == ["bf16", "bf16", "bf16", "fp32"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here = load_config(written(tmp_path, text))
+    assert (here.device, here.sft.device, here.sft.precision) == ("cpu", "cpu", "fp32")
+    # Another device is no other run.
+    assert "device" not in here.model_dump() and "device" not in here.model_dump()["ppo"]
+    with pytest.raises(InvalidInput) as caught:
+        load_config(written(tmp_path, text.replace('"auto"', '"cuda"', 1)))
+    told = "device: expected cpu or auto: PyTorch finds no GPU, got 'cuda'"
+    assert str(caught.value) == f"{tmp_path / 'round.toml'}: {told}"
+
+
 def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL + "[base]\n"), seed=7)
     assert config.base is not None
@@ -83,6 +105,9 @@ def test_the_seed_reaches_every_stage(tmp_path: Path) -> None:
         ('preset = "paper-175b"\n', "preset"),
         ("preset = [1]\n", "preset"),
         ('preset = "tiny"\nppo = 3\n', "ppo"),
+        ('device = "gpu"\n[ppo]\nbeta = 0.1\n', ": device: expected auto, 'cpu' or 'cuda'"),
+        ("device = [1]\n", ": device"),
+        ("[ppo]\nengine_memory = 1.0\n", "ppo.engine_memory"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, extra: str, field: str) -> None:

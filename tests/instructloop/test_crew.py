@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from instructloop.crew import alone
+from instructloop.crew import alone, cards_for
 from tests import tiny_models
 from tests.instructloop.crew_program import teach
 
@@ -37,3 +37,21 @@ def test_a_program_under_torchrun_runs_once_and_its_jobs_on_every_rank(tmp_path:
     assert first["kl"] == 0.0 < abs(second["kl"])
     between = {"group": False, "told": False, "ranks": 1, "drew": True}
     assert [told["alone"], told["again"]] == [between, between]
+
+
+@pytest.mark.parametrize(
+    ("seen", "count", "own"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 3, ["0", "1"]),
+        ("2,GPU-5e1f", 2, ["2", "GPU-5e1f"]),
+        # Fewer than ranks: nobody has one.
+        (None, 1, ["", ""]),
+        ("7", 1, ["", ""]),
+    ],
+)
+def test_each_rank_of_a_machine_has_a_card_of_its_own(
+    seen: str | None, count: int, own: list[str]
+) -> None:
+    told = {"LOCAL_WORLD_SIZE": "2"} | ({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})
+    assert [cards_for(told | {"LOCAL_RANK": str(rank)}, count) for rank in range(2)] == own

@@ -96,9 +96,13 @@ class _LogprobLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # Almost always 1, and then nothing has to be done.
-        scaled = [g if grads[0] == 1 else g * grads[0] for g in ctx.saved_tensors]
-        dhidden_MH, dweight_VH, dbias_V = scaled
+        # Almost always 1, and then nothing has to be done; but to ask a GPU is to wait for it.
+        found, slope = ctx.saved_tensors, grads[0]
+        if slope.device.type != "cpu":
+            found = [g.mul_(slope) for g in found]
+        elif slope != 1:
+            found = [g * slope for g in found]
+        dhidden_MH, dweight_VH, dbias_V = found
         dweight = dweight_VH if ctx.trained else None
         return dhidden_MH, dweight, dbias_V if ctx.biased else None, None, None, None
 
