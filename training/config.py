@@ -163,6 +163,8 @@ class PpoConfig(AdaptableConfig):
     samples_per_prompt: int = Field(default=1, ge=1)
     # While an iteration learns, the next one's responses are drawn, on the weights before.
     overlap: bool = False
+    # Processes of this machine that draw responses, each on a device of its own; 0: the trainer's.
+    engines: int = Field(default=0, ge=0)
     policy_rate: float = Field(default=9.65e-6, gt=0)
     value_rate: float = Field(default=9e-6, gt=0)
     # The rate rises from a tenth over this many iterations, then stays.
