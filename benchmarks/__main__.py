@@ -14,6 +14,7 @@ SUITES = (
     "dataset",
     "demo",
     "e2e",
+    "engines",
     "erasure",
     "faults",
     "fuzz",

@@ -28,7 +28,11 @@ class Judged(Sampler):
         self.seconds = 0.0
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, seed: int, samples: int = 1
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        seed: int | Sequence[int],
+        samples: int = 1,
     ) -> list[list[Sampled]]:
         started = time.process_time()
         found = super().sample(prompts, max_tokens, seed, samples)

@@ -50,16 +50,16 @@ def lead(program: Callable[[Together], object]) -> None:
 
 
 def cards_for(environment: Mapping[str, str], count: int) -> str:
-    """What CUDA_VISIBLE_DEVICES has to say to a rank on a machine of `count` cards: the one card of
-    its own or, where there are more ranks than cards, none.
+    """What CUDA_VISIBLE_DEVICES has to say to a rank on a machine of `count` cards: the one of its
+    own, then those that no rank has, for engines; none where there are more ranks than cards.
 
-    Of a rank's card there is then one name, in every thread, for an engine that it starts, and in
+    So a rank's card has one name, the first, in every thread, for an engine that it starts, and in
     what ranks send each other.
     """
     seen = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     cards = [card for card in seen.split(",") if card]
-    enough = len(cards) >= int(environment["LOCAL_WORLD_SIZE"])
-    return cards[int(environment["LOCAL_RANK"])] if enough else ""
+    own, size = int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
+    return ",".join([cards[own], *cards[size:]]) if len(cards) >= size else ""
 
 
 class Crew:

@@ -1,7 +1,7 @@
 """What each stage of a round does: rows in, a folder and its figures out."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from instructloop.stages import Stages
 from instructloop.text import hold_out
 from training.config import PpoConfig, RewardModelConfig, SftConfig
 from training.data import PromptRow, RankedRow, SftRow, prompt_text, read_set
+from training.engines import Engines
 from training.evaluation.comparison import (
     Comparison,
     Verdict,
@@ -37,7 +38,7 @@ from training.metrics import Metrics
 from training.ppo import train_ppo
 from training.pretrain import pretrain
 from training.reward_model import train_reward_model
-from training.rollout import Sampler
+from training.rollout import Engine, Sampler
 from training.sft import train_sft
 
 # A reward model of another seed.
@@ -138,7 +139,7 @@ def choose_checkpoint(loop: Loop, digest: str, sft: Path, reward: Path) -> dict[
     config = loop.config
     names = [f"epoch-{n}" for n in range(1, config.sft.epochs + 1)]
     rows: list[PromptRow] = rows_of(loop, digest, "ppo", "validation")
-    sampler = _sampler(config.ppo, sft / names[0])
+    sampler = _sampler(config.ppo, sft / names[0])()
     try:
         folders = [sft / name for name in names]
         means = mean_rewards(config.evaluation, sampler, folders, reward, rows, config.ppo)
@@ -163,9 +164,15 @@ def _split_raters(
     return [r for r in rows if judges(r.rater_id)], [r for r in rows if not judges(r.rater_id)]
 
 
-def _sampler(config: PpoConfig, model: Path) -> Sampler:
+def _sampler(config: PpoConfig, model: Path) -> Callable[..., Sampler]:
     tokens = config.max_prompt_tokens + config.max_response_tokens
-    return Sampler(model, tokens, config.precision, config.engine_memory)
+    return partial(Sampler, model, tokens, config.precision, config.engine_memory)
+
+
+def _engine(config: PpoConfig, model: Path) -> Engine:
+    """What PPO draws on."""
+    make = _sampler(config, model)
+    return Engines(config.engines, make) if config.engines else make()
 
 
 def train_policy(
@@ -185,7 +192,7 @@ def _ppo(
     prompts: Sequence[PromptRow],
     texts: Sequence[str],
 ) -> list[dict[str, float]]:
-    with closing(Metrics(folder)) as metrics, closing(_sampler(config, reference)) as sampler:
+    with closing(Metrics(folder)) as metrics, closing(_engine(config, reference)) as sampler:
         train_ppo(config, reference, reward, prompts, texts, sampler, folder / "model", metrics)
     return metrics.rows
 
@@ -199,7 +206,7 @@ def evaluate(
         raise InvalidInput(
             "dataset", "prompts of held-out people to evaluate on", "none in the test split"
         )
-    sampler = _sampler(config.ppo, after)
+    sampler = _sampler(config.ppo, after)()
     try:
         answers = compare(config.evaluation, sampler, before, after, rows, config.ppo)
     finally:

@@ -181,8 +181,10 @@ class PpoConfig(AdaptableConfig):
     samples_per_prompt: int = Field(default=1, ge=1)
     # While an iteration learns, the next one's responses are drawn, on the weights before.
     overlap: bool = False
-    # Share of a GPU's memory that its engine takes at the start, for weights and cache; the trainer
-    # has what is left. On a processor the cache is of a fixed size.
+    # Processes of this machine that draw responses, each on a device of its own; 0: the trainer's.
+    engines: int = Field(default=0, ge=0)
+    # Share of its GPU's memory that an engine takes at the start, for weights and cache; on the
+    # trainer's the trainer has what is left. On a processor the cache is of a fixed size.
     engine_memory: float = Field(default=0.3, gt=0, lt=1)
     policy_rate: float = Field(default=9.65e-6, gt=0)
     value_rate: float = Field(default=9e-6, gt=0)

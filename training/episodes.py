@@ -11,7 +11,7 @@ from torch import Tensor
 from training import ranks
 from training.config import PpoConfig
 from training.data import Order
-from training.rollout import Rollout, Sampled, Sampler, pack
+from training.rollout import Engine, Rollout, Sampled, pack
 
 # How far the seeds of ranks are apart: more than a run has iterations.
 APART = 1_000_000_007
@@ -32,7 +32,7 @@ class Episodes:
     def __init__(
         self,
         config: PpoConfig,
-        sampler: Sampler,
+        sampler: Engine,
         weights: Callable[[], Mapping[str, Tensor]],
         prompts: Sequence[Prompt],
     ) -> None:

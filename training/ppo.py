@@ -36,7 +36,7 @@ from training.model import (
 from training.networks import Networks, load_networks
 from training.objectives import KlController
 from training.optimizer import adam, autocast, average_weights, set_rate, step, warmup_share
-from training.rollout import Sampler
+from training.rollout import Engine
 
 
 def train_ppo(
@@ -45,7 +45,7 @@ def train_ppo(
     reward_model: Path,
     prompts: Sequence[PromptRow],
     pretraining: Sequence[str],
-    sampler: Sampler,
+    sampler: Engine,
     folder: Path,
     metrics: Metrics,
 ) -> None:

@@ -1,7 +1,6 @@
-"""Generate with vLLM in the trainer's process, on this iteration's weights; pack into Rollout.
+"""Generate with vLLM in this process, on this iteration's weights; pack into Rollout.
 
-The only file of this package that imports vllm. Shapes: B episodes, R response tokens,
-right-padded.
+Shapes: B episodes, R response tokens, right-padded.
 """
 
 import os
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +28,22 @@ class Sampled:
     finished: bool
 
 
+class Engine(Protocol):
+    """Draws responses on the weights that it was given last: a Sampler, or Engines elsewhere."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """A Hugging Face state dict. Done when it returns: the tensors may change afterwards."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, seed: int, samples: int = 1
+    ) -> list[list[Sampled]]:
+        """`samples` responses to each prompt; the same for the same weights and arguments."""
+        ...
+
+    def close(self) -> None: ...
+
+
 # The engine runs in this process, so that weights are handed over in memory; its threads are
 # unbound, as the trainer uses the cores too.
 _IN_PROCESS = {
@@ -41,7 +56,7 @@ _IN_PROCESS = {
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Environment variables for the time of a call: a child process started later must not inherit
     them.
     """
@@ -80,12 +95,15 @@ class Sampler:
         precision: Precision = "fp32",
         gpu_memory: float = 0.3,
         kv_cache_gib: int = 1,
+        transfer: bool = False,
     ) -> None:
         """`folder` gives architecture, tokenizer and first weights; `max_tokens` bounds prompt plus
-        response. `precision` is that of the trainer's passes, and `gpu_memory` a share of all.
+        response. `precision` is that of the trainer's passes, and `gpu_memory` a share of all. With
+        `transfer` weights can come by vLLM's weight transfer, too.
         """
-        with _environment(VLLM_CPU_KVCACHE_SPACE=str(kv_cache_gib), **_IN_PROCESS):
+        with environment(VLLM_CPU_KVCACHE_SPACE=str(kv_cache_gib), **_IN_PROCESS):
             from vllm import LLM
+            from vllm.config import WeightTransferConfig
             from vllm.platforms import current_platform
 
             self._on_cpu = bool(current_platform.is_cpu())
@@ -98,6 +116,7 @@ class Sampler:
                 # The cache would answer with the keys and values of an earlier iteration's weights.
                 enable_prefix_caching=False,
                 disable_log_stats=True,
+                weight_transfer_config=WeightTransferConfig(backend="nccl") if transfer else None,
             )
 
     def close(self) -> None:
@@ -134,26 +153,41 @@ class Sampler:
             ):
                 method.process_weights_after_loading(module)
 
+    def transfer(self, step: str, *args: Any) -> None:
+        """A step of vLLM's weight transfer: a method of its worker."""
+        self._llm.collective_rpc(step, args=args)
+
     def sample(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, seed: int, samples: int = 1
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        seed: int | Sequence[int],
+        samples: int = 1,
     ) -> list[list[Sampled]]:
-        """`samples` responses to each prompt, drawn at temperature 1 with top-k off and top-p 1."""
+        """`samples` responses to each prompt, drawn at temperature 1 with top-k off and top-p 1.
+        With a seed for each prompt, what else is drawn with it changes no more than the rounding.
+        """
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
         # OpenMP counts threads anew for each thread that asks: from this call on as torch does.
         torch.get_num_threads()
-        torch.manual_seed(seed)
-        params = SamplingParams(
-            n=samples,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            max_tokens=max_tokens,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        if isinstance(seed, int):
+            torch.manual_seed(seed)
+        params = [
+            SamplingParams(
+                n=samples,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                seed=own,
+                max_tokens=max_tokens,
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for own in ([None] * len(prompts) if isinstance(seed, int) else seed)
+        ]
         requests = [TokensPrompt(prompt_token_ids=list(p)) for p in prompts]
         results = self._llm.generate(requests, params, use_tqdm=False)
         return [[_sampled(o) for o in sorted(r.outputs, key=lambda o: o.index)] for r in results]

@@ -43,7 +43,8 @@ def test_a_program_under_torchrun_runs_once_and_its_jobs_on_every_rank(tmp_path:
     ("seen", "count", "own"),
     [
         (None, 2, ["0", "1"]),
-        (None, 3, ["0", "1"]),
+        # Then the one that no rank has.
+        (None, 3, ["0,2", "1,2"]),
         ("2,GPU-5e1f", 2, ["2", "GPU-5e1f"]),
         # Fewer than ranks: nobody has one.
         (None, 1, ["", ""]),

@@ -130,7 +130,7 @@ def test_sampling_is_at_temperature_one_with_top_k_off_and_top_p_one() -> None:
     sampler = Sampler.__new__(Sampler)  # without an engine
     vars(sampler)["_llm"] = SimpleNamespace(generate=generate)
     sampler.sample([[1, 2]], 8, seed=0)
-    [params] = asked
+    [[params]] = asked
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
     assert (params.presence_penalty, params.frequency_penalty) == (0.0, 0.0)
     assert (params.repetition_penalty, params.logprobs) == (1.0, 0)
