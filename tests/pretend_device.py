@@ -4,7 +4,7 @@ Its tensors compute what a CPU computes, bit for bit, and say that they are on `
 GPU, an operation on tensors of both sides is refused unless the other one is a single number,
 random numbers are the device's own, and what makes the host wait is counted.
 
-PyTorch takes one such device a process and never forgets it: `stage` functions run in children.
+PyTorch takes one such device a process and never forgets it: what runs on it runs in a child.
 """
 
 import os

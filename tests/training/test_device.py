@@ -126,20 +126,28 @@ def test_a_stage_leaves_there_what_it_leaves_on_a_cpu(
     here, there = tmp_path / "here/model", tmp_path / "there/model"
     assert start(configured(stage, config), world, here) == 0
     assert start(configured(stage, config, THERE), world, there) == 0
-    assert_same(there, here)
+    # The base model goes through the library's attention, which has a kernel of its own on a CPU.
+    (assert_close if name == "pretrain" else assert_same)(there, here)
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo", "rloo-ahead", "ppo-lora"])
+@pytest.mark.parametrize(
+    # Steps of optimizers: more than from one checkpoint to the next, less than to the one after.
+    ("name", "after"),
+    [("sft", 2), ("ppo", 6), ("rloo-ahead", 3), ("ppo-lora", 6)],
+)
 def test_a_stage_goes_on_from_its_checkpoint_on_another_device(
-    name: str, world: World, tmp_path: Path
+    name: str, after: int, world: World, tmp_path: Path
 ) -> None:
-    stage, config, _ = CASES[name]
+    stage, config, changes = CASES[name]
+    config = config.model_copy(update={**changes, "checkpoint_every": 1})
     here, mixed = tmp_path / "here/model", tmp_path / "mixed/model"
-    devices = [configured(stage, config, device) for device in ("cpu", THERE)]
-    assert start(devices[0], world, here) == 0
-    for job, after in zip(devices, (3, 3) if name == "sft" else (6, 5), strict=True):
+    there = configured(stage, config, THERE)
+    alone = configured(stage, config)
+    assert start(alone, world, here) == 0
+    for done, job in enumerate((alone, there), 1):
         assert start(job, world, mixed, killed, after) == -signal.SIGKILL
-    assert start(devices[0], world, mixed) == 0
+        assert [p.name for p in mixed.parent.glob("checkpoint/model/*")] == [str(done)]
+    assert start(alone, world, mixed) == 0
     assert_same(mixed, here)
 
 
