@@ -83,6 +83,22 @@ def test_no_difference_from_trl_can_be_told() -> None:
     assert max(s["min"] for s in sides) < min(s["max"] for s in sides)
 
 
+@pytest.mark.parametrize("group", ["larger", "smaller"])
+def test_heads_of_groups_buy_something_where_tastes_conflict_and_cost_nothing_where_not(
+    group: str,
+) -> None:
+    found = {f["figure"]: f for f in results("groups")}
+    conflict, agree = (
+        {head: found[f"{world}.accuracy@{group},{head}"] for head in ("one", "own", "mean")}
+        for world in ("conflict", "agree")
+    )
+    for end in ("min", "value", "max"):
+        assert conflict["own"][end] > conflict["one"][end]
+        assert (conflict["mean"][end] > conflict["one"][end]) == (group == "smaller")
+        assert agree["own"][end] > agree["one"][end] - 0.005
+        assert agree["mean"][end] > agree["one"][end] - 0.01
+
+
 @each_world
 def test_every_panel_has_its_figures(world: str) -> None:
     assert all(along(world, m, setting) for setting, (_, ms) in SETTINGS.items() for m in ms)
