@@ -46,7 +46,7 @@ class FixedConsent:
     def __init__(self, granted: dict[str, str]) -> None:
         self.granted = granted
 
-    def granted_notice(self, user_id: str) -> str | None:
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
         return self.granted.get(user_id)
 
 

@@ -58,7 +58,12 @@ def test_a_client_gets_openais_fields_and_no_others() -> None:
 
 
 def test_a_delta_keeps_what_it_says_and_no_empty_list_of_calls() -> None:
-    delta = {"role": "assistant", "content": "", "reasoning": "hm", "tool_calls": []}
+    delta: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "reasoning": "hm",
+        "tool_calls": [],
+    }
     body = {**HEAD, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
     (choice,) = said(body)["choices"]
     assert choice["delta"] == {"role": "assistant", "content": ""}
