@@ -35,6 +35,10 @@ Authenticate = Callable[[str | None], Principal]
 class ConsentReader(Protocol):
     """The folded state of the consent events."""
 
-    def granted_notice(self, user_id: str) -> str | None:
-        """The notice version that the person agreed to and did not withdraw; None without one."""
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
+        """The notice version that the person agreed to and did not withdraw; None without one.
+
+        Without `wait` it may be asked on an event loop, and says the same or, where that would take
+        waiting for anything, raises BlockingIOError.
+        """
         ...

@@ -86,6 +86,15 @@ class EventSource(Protocol):
 
 
 @runtime_checkable
+class Local(Protocol):
+    """A log on this machine, which can be looked at without waiting."""
+
+    def ends_now(self, topic: str) -> dict[int, int]:
+        """As `ends`. Raises BlockingIOError where that would take waiting."""
+        ...
+
+
+@runtime_checkable
 class Erasing(Protocol):
     """A log whose bytes can be made to leave it."""
 

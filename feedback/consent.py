@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from contracts.access import ConsentReader
-from contracts.log import EventSource, Record, follow
+from contracts.log import EventSource, Local, Record, follow
 from contracts.v1 import events_pb2 as pb
 
 # Name, as settings and requests say it, to purpose. Data is kept for the first two; the third says
@@ -98,17 +98,30 @@ class ConsentLedger:
 
     def __init__(self, source: EventSource) -> None:
         self._source = source
+        self._local = source if isinstance(source, Local) else None
         self._states: dict[str, ConsentState] = {}
         self._positions: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def granted_notice(self, user_id: str) -> str | None:
-        return self.state(user_id).granted
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
+        return (self.state(user_id) if wait else self._state_now(user_id)).granted
 
     def state(self, user_id: str) -> ConsentState:
         with self._lock:
             _fold_into(self._states, follow(self._source, "consents", self._positions))
             return self._states.get(user_id, UNKNOWN)
+
+    def _state_now(self, user_id: str) -> ConsentState:
+        """The state where no event came since the last one that was counted."""
+        if self._local is None or not self._lock.acquire(blocking=False):
+            raise BlockingIOError
+        try:
+            ends = self._local.ends_now("consents")
+            if any(self._positions.get(partition, 0) < end for partition, end in ends.items()):
+                raise BlockingIOError
+            return self._states.get(user_id, UNKNOWN)
+        finally:
+            self._lock.release()
 
 
 def _after(standing: Standing, consent: pb.Consent, at: float) -> Standing:

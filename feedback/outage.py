@@ -24,7 +24,9 @@ class LastKnownConsent:
         self._known: dict[str, ConsentState] = {}
         self._asking = ThreadPoolExecutor(1, "consent")
 
-    def granted_notice(self, user_id: str) -> str | None:
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
+        if not wait:  # the log is on other machines
+            raise BlockingIOError
         try:
             return self.state(user_id).granted
         except LogUnavailable:
@@ -52,7 +54,9 @@ class ConsentWhileRoom:
     def __init__(self, consent: ConsentReader, spool: Spool, refuse: bool) -> None:
         self._consent, self._spool, self._refuse = consent, spool, refuse
 
-    def granted_notice(self, user_id: str) -> str | None:
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
+        if not wait:  # for the spool, too
+            raise BlockingIOError
         notice = self._consent.granted_notice(user_id)
         if notice is None or self._spool.has_room():
             return notice

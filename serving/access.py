@@ -206,15 +206,21 @@ class Door(SecurityBase):
 
 
 def agreed_notice(
-    principal: Principal, consent: ConsentReader, playground: bool, shown_notice: str | None
+    principal: Principal,
+    consent: ConsentReader,
+    playground: bool,
+    shown_notice: str | None,
+    *,
+    wait: bool = True,
 ) -> str | None:
     """The notice under which a completion of this request may be recorded; None: it may not be.
 
-    In the Playground the person must see the very notice that they agreed to.
+    In the Playground the person must see the very notice that they agreed to. Without `wait`
+    raises BlockingIOError where the answer takes waiting.
     """
     if principal.production:
         return None
-    granted = consent.granted_notice(principal.user_id)
+    granted = consent.granted_notice(principal.user_id, wait=wait)
     if granted is None or (playground and shown_notice != granted):
         return None
     return granted

@@ -15,6 +15,7 @@ from contracts.access import Principal
 from contracts.errors import NotFound
 from contracts.refusal import error_body
 from contracts.release import Release
+from serving.chunk import Chunk
 from serving.content_filter import FINISH, ContentFilter, filtered, filtered_stream
 from serving.engine import Body, Engine, EngineRefused, Kind
 from serving.errors import engine_error_body
@@ -23,7 +24,7 @@ from serving.limits import Limiter
 from serving.metrics import Metrics
 from serving.outbox import ClientTooSlow, Outbox, outbox
 from serving.recorder import Permit, Recorder, Transcript
-from serving.response import best, public
+from serving.response import best, make_public, public
 from serving.swap import WeightSwapper
 from serving.telemetry import Visit, visit_of
 
@@ -136,13 +137,13 @@ class Answer(Response):
         transcript.add(result)
         await self._settle([(release, result["usage"])], visit)
         await self._record(transcript, release)
-        return public(result, release, token_ids=ask.wants_token_ids, usage=True)
+        return public(result, release, token_ids=ask.wants_token_ids)
 
     async def _judged(self, result: Body, release: Release) -> Body:
         """The body as the content filter leaves it."""
         if self._desk.content_filter is not None:
             result = await filtered(result, self._desk.content_filter)
-            self._count_filtered(result, release)
+            self._count_filtered([c.get("finish_reason") for c in result["choices"]], release)
         return result
 
     async def _stream(self, visit: Visit, send: Send) -> None:
@@ -163,10 +164,11 @@ class Answer(Response):
                 aclosing(await self._chunks(adapter)) as chunks,
             ):
                 async for chunk in chunks:
-                    usage = chunk.get("usage") or usage
-                    if chunk["choices"]:
-                        transcript.add(chunk)
-                        self._count_filtered(chunk, release)
+                    usage = chunk.usage or usage
+                    if chunk.choices:
+                        transcript.hear(chunk)
+                        if self._desk.content_filter is not None:
+                            self._count_filtered([c.finish_reason for c in chunk.choices], release)
                         out.put(self._event(chunk, release))
                     elif self._ask.wants_usage:
                         end = self._event(chunk, release)
@@ -182,16 +184,17 @@ class Answer(Response):
             await self._record(transcript, release)
         out.put(end + DONE, last=True)
 
-    async def _chunks(self, adapter: str | None) -> AsyncGenerator[Body, None]:
+    async def _chunks(self, adapter: str | None) -> AsyncGenerator[Chunk, None]:
         chunks = await self._desk.engine.answer(self._ask.kind, self._ask.body, adapter)
         assert not isinstance(chunks, dict)
         if self._desk.content_filter is None:
             return chunks
         return filtered_stream(chunks, self._desk.content_filter)
 
-    def _event(self, chunk: Body, release: Release) -> bytes:
+    def _event(self, chunk: Chunk, release: Release) -> bytes:
         ask = self._ask
-        return _event(public(chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage))
+        make_public(chunk, release, token_ids=ask.wants_token_ids, usage=ask.wants_usage)
+        return _event(chunk)
 
     def _failed(self, error: EngineRefused | CutShort, visit: Visit) -> Body:
         if isinstance(error, EngineRefused):
@@ -218,11 +221,8 @@ class Answer(Response):
             limiter = self._desk.limiter
             await limiter.aside(limiter.settle, ask.who, ask.tokens_taken, used)
 
-    def _count_filtered(self, body: Body, release: Release) -> None:
-        if self._desk.content_filter is None:
-            return
-        cut = sum(choice.get("finish_reason") == FINISH for choice in body["choices"])
-        if cut:
+    def _count_filtered(self, finish_reasons: Sequence[str | None], release: Release) -> None:
+        if cut := finish_reasons.count(FINISH):
             self._desk.metrics.filtered.labels(release.id).inc(cut)
 
     def _stamp(self, visit: Visit, *releases: Release) -> None:
@@ -232,7 +232,7 @@ class Answer(Response):
         visit.headers["x-instructloop-recorded"] = recorded
 
 
-def _event(body: Body) -> bytes:
+def _event(body: Body | Chunk) -> bytes:
     return b"data: %b\n\n" % encoded(body)
 
 

@@ -92,7 +92,7 @@ class Comparison(Answer):
         transcript = Transcript(self._ask.kind)
         transcript.add(whole)
         await self._record(transcript, first)
-        said = public(whole, first, token_ids=self._ask.wants_token_ids, usage=True)
+        said = public(whole, first, token_ids=self._ask.wants_token_ids)
         said["system_fingerprint"] = visit.headers["x-policy-release"]
         await Response(encoded(said), 200, media_type="application/json")(scope, receive, send)
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from contracts.errors import InvalidInput
+from serving.chunk import Chunk
 from serving.engine import Body
 
 FINISH = "content_filter"
@@ -78,14 +81,14 @@ async def filtered(body: Body, judge: ContentFilter) -> Body:
 
 
 async def filtered_stream(
-    chunks: AsyncGenerator[Body, None], judge: ContentFilter
-) -> AsyncGenerator[Body, None]:
+    chunks: AsyncGenerator[Chunk, None], judge: ContentFilter
+) -> AsyncGenerator[Chunk, None]:
     """Chunks as they come, each as soon as what follows it can change no verdict on it."""
     answers: dict[int, _Answer] = {}
     async with aclosing(chunks) as coming:
         async for chunk in coming:
-            for out in await _judged(chunk, answers, judge):
-                yield out
+            for out in await _judged(msgspec.to_builtins(chunk), answers, judge):
+                yield msgspec.convert(out, Chunk)
 
 
 @dataclass

@@ -7,19 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from functools import lru_cache
+from typing import ParamSpec, Protocol, TypeVar
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
 from limits.storage import storage_from_string
-from limits.strategies import (
-    MovingWindowRateLimiter,
-    RateLimiter,
-    SlidingWindowCounterRateLimiter,
-)
+from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.util import WindowStats
 
 from contracts.access import Principal
 from contracts.errors import InvalidInput, LimitReached
+from serving.windows import MovingWindow, SlidingCounter
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,14 @@ class LimitOptions:
     storage: str = "memory://"
 
 
+class Counter(Protocol):
+    """What both counters, and the strategies of `limits`, do for a limit and the parts of a key."""
+
+    def hit(self, item: RateLimitItem, *key: str, cost: int = 1) -> bool: ...
+
+    def get_window_stats(self, item: RateLimitItem, *key: str) -> WindowStats: ...
+
+
 class Limiter:
     """Counts what each key uses. Safe to call from several threads; blocks where Redis is asked.
 
@@ -57,13 +64,12 @@ class Limiter:
         self, options: LimitOptions, name: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._options, self._name, self._clock = options, name, clock
-        self._remote = redis = options.storage.startswith("redis")
-        bounds = {"socket_timeout": STORAGE_BOUND_S, "socket_connect_timeout": STORAGE_BOUND_S}
-        storage = storage_from_string(
-            options.storage, wrap_exceptions=True, **(bounds if redis else {})
+        self._remote = options.storage.startswith("redis")
+        self._requests, self._tokens = (
+            _in_redis(options.storage)
+            if self._remote
+            else (MovingWindow(clock), SlidingCounter(clock))
         )
-        self._requests: RateLimiter = MovingWindowRateLimiter(storage)
-        self._tokens: RateLimiter = SlidingWindowCounterRateLimiter(storage)
         self._lock = threading.Lock()
         # Requests that were let through because the storage did not answer.
         self.unlimited = 0
@@ -94,7 +100,7 @@ class Limiter:
         limit = _own(who.tokens_per_minute, self._options.tokens_per_minute)
         if not limit or used <= taken:
             return
-        item, key = RateLimitItemPerMinute(limit), (self._name, "tokens", who.key_id)
+        item, key = _per_minute(limit), (self._name, "tokens", who.key_id)
         try:
             with self._lock:
                 left = self._tokens.get_window_stats(item, *key).remaining
@@ -103,13 +109,13 @@ class Limiter:
             self._let_through(e)
 
     def _take(
-        self, counter: RateLimiter, kind: str, limit: int, who: Principal, cost: int
+        self, counter: Counter, kind: str, limit: int, who: Principal, cost: int
     ) -> dict[str, str]:
         if not limit:
             return {}
-        item, key = RateLimitItemPerMinute(limit), (self._name, kind, who.key_id)
+        item, key = _per_minute(limit), (self._name, kind, who.key_id)
         try:
-            # The storage in memory is not safe for several threads at once.
+            # Counters in memory are not safe for several threads at once.
             with self._lock:
                 taken = counter.hit(item, *key, cost=cost)
                 left = counter.get_window_stats(item, *key)
@@ -129,6 +135,15 @@ class Limiter:
     def _let_through(self, error: Exception) -> None:
         self.unlimited += 1
         log.warning("limits are not counted: %s", type(error).__name__)
+
+
+def _in_redis(storage: str) -> tuple[Counter, Counter]:
+    bounds = {"socket_timeout": STORAGE_BOUND_S, "socket_connect_timeout": STORAGE_BOUND_S}
+    redis = storage_from_string(storage, wrap_exceptions=True, **bounds)
+    return MovingWindowRateLimiter(redis), SlidingWindowCounterRateLimiter(redis)
+
+
+_per_minute = lru_cache(RateLimitItemPerMinute)
 
 
 def estimated_tokens(characters: int) -> int:

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -126,7 +129,7 @@ class _Clerk:
 
     def __init__(self, desk: Desk, consent: ConsentReader, limits: Limits) -> None:
         self._desk, self._consent, self._limits = desk, consent, limits
-        # Where the log is slow to say who agreed, only these wait for it.
+        # Where the log takes time to say who agreed, only these wait for it.
         self._asking = ThreadPoolExecutor(thread_name_prefix="consent")
 
     async def answer(self, kind: Kind, request: Request, who: Principal) -> Answer:
@@ -192,15 +195,20 @@ class _Clerk:
             raise AccessDenied(*_not_stored(consented=notice is not None))
         return None
 
+    async def _agreed(self, ask: Callable[..., str | None]) -> str | None:
+        with suppress(BlockingIOError):
+            return ask(wait=False)
+        async with asyncio.timeout(self._limits.consent_bound_s):
+            return await asyncio.get_running_loop().run_in_executor(self._asking, ask)
+
     async def _notice(self, request: Request, who: Principal, playground: bool) -> str | None:
         """The notice under which the request may be kept; fails closed, and holds nobody up."""
         shown = request.headers.get("x-instructloop-notice")
         refusals = self._desk.metrics.consent_refusals
         try:
-            async with asyncio.timeout(self._limits.consent_bound_s):
-                notice = await asyncio.get_running_loop().run_in_executor(
-                    self._asking, agreed_notice, who, self._consent, playground, shown
-                )
+            notice = await self._agreed(
+                partial(agreed_notice, who, self._consent, playground, shown)
+            )
         except Exception as e:  # noqa: BLE001  whatever the log's client raises
             log.warning("consent cannot be asked, nothing is kept: %s", type(e).__name__)
             refusals.labels("unknown").inc()

@@ -5,6 +5,7 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from contracts.events import Stamper
 from contracts.log import EventSink
 from contracts.release import Release
 from contracts.v1 import events_pb2 as pb
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 
 log = logging.getLogger(__name__)
@@ -38,26 +40,53 @@ class Permit:
 
 
 @dataclass
+class _Output:
+    """One answer as far as it is heard."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    # Where the answers are of several releases.
+    release_id: str = ""
+    release_digest: str = ""
+
+
+@dataclass
 class Transcript:
     """What was answered, put together from a whole body or from the chunks of a stream."""
 
     kind: Kind
     completion_id: str = ""
-    choices: dict[int, list[Body]] = field(default_factory=dict)
+    outputs: defaultdict[int, _Output] = field(default_factory=lambda: defaultdict(_Output))
 
     def add(self, body: Body) -> None:
-        """A body or a chunk as the engine gave it, with token ids. It is not read before the end:
-        a stream has no time for it.
-        """
+        """A whole body as the engine gave it, with token ids."""
         self.completion_id = body["id"]
         for choice in body["choices"]:
-            self.choices.setdefault(choice["index"], []).append(choice)
+            said = choice if self.kind == "completions" else choice.get("message") or {}
+            text = said.get("text" if self.kind == "completions" else "content") or ""
+            self.outputs[choice["index"]] = _Output(
+                [text],
+                list(choice.get("token_ids") or ()),
+                choice.get("finish_reason") or "",
+                choice.get("release", ""),
+                choice.get("release_digest", ""),
+            )
+
+    def hear(self, chunk: Chunk) -> None:
+        """A chunk as the engine gave it, with token ids."""
+        self.completion_id = chunk.id
+        for choice in chunk.choices:
+            output = self.outputs[choice.index]
+            output.texts.append(choice.said)
+            output.token_ids += choice.token_ids or ()
+            output.finish_reason = choice.finish_reason or output.finish_reason
 
     def event_body(self, permit: Permit, release: Release) -> pb.Completion:
         return pb.Completion(
             completion_id=self.completion_id,
             prompt=permit.prompt,
-            outputs=[self._output(index) for index in sorted(self.choices)],
+            outputs=[self._output(index) for index in sorted(self.outputs)],
             sampling=permit.sampling,
             release_id=release.id,
             release_digest=release.artifact,
@@ -68,21 +97,15 @@ class Transcript:
         )
 
     def _output(self, index: int) -> pb.Output:
-        parts = self.choices[index]
+        output = self.outputs[index]
         return pb.Output(
             index=index,
-            text="".join(map(self._text, parts)),
-            token_ids=[token for part in parts for token in part.get("token_ids") or ()],
-            finish_reason=next(filter(None, (p.get("finish_reason") for p in reversed(parts))), ""),
-            release_id=parts[0].get("release", ""),
-            release_digest=parts[0].get("release_digest", ""),
+            text="".join(output.texts),
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            release_id=output.release_id,
+            release_digest=output.release_digest,
         )
-
-    def _text(self, choice: Body) -> str:
-        if self.kind == "completions":
-            return choice["text"] or ""
-        message = choice.get("message") or choice.get("delta") or {}
-        return message.get("content") or ""
 
 
 def recordable_prompt(kind: Kind, body: Body) -> pb.Prompt | None:

@@ -2,15 +2,17 @@
 
 from typing import Any, Literal
 
+from msgspec import UNSET
 from pydantic import BaseModel
 
 from contracts.release import Release
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 
-# What OpenAI's bodies have; the engine's own extras stay inside.
+# What OpenAI's whole bodies have; the engine's own extras stay inside.
 FIELDS = ("id", "object", "created", "model", "choices", "usage")
 # And `release`, ours, where the choices are of several.
-CHOICE_FIELDS = ("index", "text", "message", "delta", "logprobs", "finish_reason", "release")
+CHOICE_FIELDS = ("index", "text", "message", "logprobs", "finish_reason", "release")
 TOKEN_FIELDS = ("token_ids", "prompt_token_ids")
 MESSAGE_FIELDS = ("role", "content", "refusal")
 
@@ -78,25 +80,31 @@ def documented(kind: Kind) -> dict[int | str, Body]:
     }
 
 
-def public(body: Body, release: Release, *, token_ids: bool, usage: bool) -> Body:
-    """A body or a chunk as the client gets it; `usage` null where it is asked for and not known."""
+def public(body: Body, release: Release, *, token_ids: bool) -> Body:
+    """A body as the client gets it."""
     said = {name: body[name] for name in FIELDS if name in body}
     said["model"] = release.model
     said["choices"] = [_choice(choice, token_ids) for choice in body["choices"]]
     said["system_fingerprint"] = release.id
-    if usage:
-        said.setdefault("usage", None)
-    else:
-        said.pop("usage", None)
     return said
+
+
+def make_public(chunk: Chunk, release: Release, *, token_ids: bool, usage: bool) -> None:
+    """Turn a chunk, which had the engine's fields dropped when it was read, into what the client
+    gets; `usage` null where it is asked for and not known.
+    """
+    chunk.model, chunk.system_fingerprint = release.model, release.id
+    if not token_ids:
+        for choice in chunk.choices:
+            choice.token_ids = choice.prompt_token_ids = UNSET
+    chunk.usage = (chunk.usage or None) if usage else UNSET
 
 
 def _choice(choice: Body, token_ids: bool) -> Body:
     fields = CHOICE_FIELDS + (TOKEN_FIELDS if token_ids else ())
     said = {name: choice[name] for name in fields if name in choice}
-    for name in ("message", "delta"):
-        if name in said:
-            said[name] = _message(said[name])
+    if "message" in said:
+        said["message"] = _message(said["message"])
     said.setdefault("logprobs", None)
     said.setdefault("finish_reason", None)
     return said

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from contracts.access import SCOPES, USER_SCOPES, Principal
@@ -13,6 +14,7 @@ from contracts.errors import InstructloopError, InvalidInput, Unauthenticated
 from contracts.events import validate
 from contracts.v1 import events_pb2 as pb
 from serving import checkpoint, push
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 from serving.push import Offer
 from serving.request import prompts
@@ -44,7 +46,7 @@ class FixedConsent:
     def __init__(self, granted: dict[str, str]) -> None:
         self.granted = granted
 
-    def granted_notice(self, user_id: str) -> str | None:
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
         return self.granted.get(user_id)
 
 
@@ -119,7 +121,7 @@ class FakeEngine:
 
     async def answer(
         self, kind: Kind, body: Body, adapter: str | None = None
-    ) -> Body | AsyncGenerator[Body, None]:
+    ) -> Body | AsyncGenerator[Chunk, None]:
         self.asked.append(body)
         by = self._weights(adapter)
         if body.get("stream"):
@@ -187,18 +189,18 @@ class FakeEngine:
         assert self.running is not None
         return self.running if adapter is None else self.adapters[adapter]
 
-    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Body, None]:
+    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Chunk, None]:
         length, answers = self._length(body), range(body["n"] * prompts(body.get("prompt")))
         for token in range(length):
             await self.may_answer.wait()
             last = "length" if token + 1 == length else None
             for i in answers:
-                yield self._body(
-                    kind, [self._choice(kind, i, [self._word(token, by)], last, delta=True)]
-                )
+                choice = self._choice(kind, i, [self._word(token, by)], last, delta=True)
+                yield msgspec.convert(self._body(kind, [choice]), Chunk)
             await asyncio.sleep(0)
         if (body.get("stream_options") or {}).get("include_usage"):
-            yield self._body(kind, []) | {"usage": self._usage(length * len(answers))}
+            usage = {"usage": self._usage(length * len(answers))}
+            yield msgspec.convert(self._body(kind, []) | usage, Chunk)
 
     def _length(self, body: Body) -> int:
         bound: Any = body.get("max_completion_tokens", body.get("max_tokens", self.context))

@@ -102,7 +102,9 @@ _UNBURY = "DELETE FROM dead WHERE topic = ? AND offset = ?"
 
 
 class EmbeddedLog:
-    """contracts.log.Log in a file. One connection writes, one reads, so that no reader waits."""
+    """contracts.log.Log in a file. One connection writes, one reads, so that no reader waits; one
+    looks for new events, for who may not even wait for other readers.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,8 @@ class EmbeddedLog:
             self._writer = _connect(path)
             self._writer.executescript(_SCHEMA)
             _add_columns(self._writer, clock())
-            self._reader = _connect(path)
+            self._reader, self._glance = _connect(path), _connect(path)
+        self._glance.execute("PRAGMA busy_timeout = 0")
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
 
     def append(self, events: Sequence[pb.Event]) -> None:
@@ -136,6 +139,14 @@ class EmbeddedLog:
         check_topic(topic)
         with self._read_lock:
             return {0: _end(self._reader, topic)}
+
+    def ends_now(self, topic: str) -> dict[int, int]:
+        """contracts.log.Local: in WAL mode no writer is waited for."""
+        check_topic(topic)
+        try:
+            return {0: _end(self._glance, topic)}
+        except sqlite3.OperationalError as e:
+            raise BlockingIOError(str(e)) from e
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         _check(topic, partition)
@@ -214,6 +225,7 @@ class EmbeddedLog:
 
     def close(self) -> None:
         with self._write_lock, self._read_lock:
+            self._glance.close()
             self._reader.close()
             self._writer.close()
 

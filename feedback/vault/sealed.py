@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from contracts.errors import CorruptEvent, InvalidInput
 from contracts.events import TEXT_BODIES, validate, without_text
-from contracts.log import DeadLetter, Erasing, Log, Record
+from contracts.log import DeadLetter, Erasing, Local, Log, Record
 from contracts.v1 import events_pb2 as pb
 from feedback.log.wire import Poison, decode, encode
 from feedback.vault.keys import KeyVault
@@ -31,6 +31,7 @@ class SealedLog:
 
     def __init__(self, log: Log, vault: KeyVault) -> None:
         self.inner, self.vault = log, vault
+        self._local = log if isinstance(log, Local) else None
         self.unreadable = Counter[str]()
 
     def append(self, events: Sequence[pb.Event]) -> None:
@@ -43,6 +44,12 @@ class SealedLog:
 
     def ends(self, topic: str) -> dict[int, int]:
         return self.inner.ends(topic)
+
+    def ends_now(self, topic: str) -> dict[int, int]:
+        """contracts.log.Local, as far as the log inside is."""
+        if self._local is None:
+            raise BlockingIOError
+        return self._local.ends_now(topic)
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         while records := self.inner.read(topic, partition, offset, limit):

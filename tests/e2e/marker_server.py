@@ -14,6 +14,7 @@ import uvicorn
 from feedback.log.spool import SpoolSettings
 from feedback.vault import open_events
 from instructloop.serve import Place, create_app, hide_messages_of_exceptions
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 from serving.settings import Settings
 from tests.fakes import FakeEngine
@@ -32,7 +33,7 @@ class RepeatingEngine(FakeEngine):
 
     async def answer(
         self, kind: Kind, body: Body, adapter: str | None = None
-    ) -> Body | AsyncGenerator[Body, None]:
+    ) -> Body | AsyncGenerator[Chunk, None]:
         self.said = str(body.get("prompt") or body["messages"][-1]["content"])
         if self.careless:
             log.warning("asked %s", self.said)

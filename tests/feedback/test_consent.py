@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from contracts.log import Log, follow
 from contracts.v1 import events_pb2 as pb
 from feedback.consent import ConsentLedger, ConsentState, Standing, fold
 from feedback.log import open_log
+from feedback.vault import open_events
 from tests.feedback.samples import consent
 
 
@@ -39,6 +41,24 @@ def test_a_withdrawal_by_another_process_counts(log: Log, tmp_path: Path) -> Non
     other.append([consent("ann", granted=False)])
     other.close()
     assert ledger.granted_notice("ann") is None
+
+
+def test_without_waiting_the_ledger_tells_what_is_current_or_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    with closing(open_events(url)) as log, closing(open_events(url)) as another_process:
+        ledger = ConsentLedger(log)
+        assert ledger.granted_notice("ann", wait=False) is None
+        log.append([consent("ann")])
+        with pytest.raises(BlockingIOError):
+            ledger.granted_notice("ann", wait=False)
+        assert ledger.granted_notice("ann") == "1"
+        assert ledger.granted_notice("ann", wait=False) == "1"
+        another_process.append([consent("ann", granted=False)])
+        with pytest.raises(BlockingIOError):
+            ledger.granted_notice("ann", wait=False)
+        assert ledger.granted_notice("ann") is None
+        with ledger._lock, pytest.raises(BlockingIOError):  # somebody reads a long log
+            ledger.granted_notice("ann", wait=False)
 
 
 def test_fold_keeps_the_time_of_the_last_withdrawal(log: Log) -> None:

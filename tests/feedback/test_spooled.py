@@ -174,7 +174,7 @@ def test_every_purpose_goes_by_the_last_word_that_waits(tmp_path: Path) -> None:
 class Away:
     """feedback.consent.ConsentStates over a log that does not answer."""
 
-    def granted_notice(self, user_id: str) -> str | None:
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
         raise LogUnavailable(user_id)
 
     def state(self, user_id: str) -> ConsentState:
@@ -187,6 +187,9 @@ def test_a_full_spool_keeps_nothing_more_or_refuses(tmp_path: Path) -> None:
     quiet = ConsentWhileRoom(agreed, spool, refuse=False)
     strict = ConsentWhileRoom(agreed, spool, refuse=True)
     assert quiet.granted_notice("ann") == strict.granted_notice("ann") == "v1"
+    for waits in (quiet, LastKnownConsent(Away(), spool)):
+        with pytest.raises(BlockingIOError):
+            waits.granted_notice("ann", wait=False)
     while spool.has_room():
         spool.append([completion("ann", "cmpl", prompt="x" * 50_000)])
     assert quiet.granted_notice("ann") is None

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from instructloop.serve import Place, serve
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 from serving.settings import Settings
 from tests.fakes import FakeEngine
@@ -27,7 +28,7 @@ class HeldEngine(FakeEngine):
     def failure(self) -> str | None:
         return "broken" if (self._folder / "broken").exists() else None
 
-    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Body, None]:
+    async def _stream(self, kind: Kind, body: Body, by: Path) -> AsyncGenerator[Chunk, None]:
         async for chunk in super()._stream(kind, body, by):
             yield chunk
             while not (self._folder / "go").exists():

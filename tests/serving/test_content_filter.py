@@ -1,11 +1,13 @@
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.errors import InvalidInput
+from serving.chunk import Choice, Chunk
 from serving.content_filter import WordFilter, filtered, filtered_stream, load
 
 
@@ -16,18 +18,21 @@ def whole(text: str, *words: str) -> dict[str, Any]:
     return dict(said)
 
 
+chunk = partial(Chunk, id="cmpl-1", object="text_completion", created=1, model="tiny")
+
+
 def streamed(parts: list[str], *words: str) -> tuple[str, list[str | None]]:
-    async def chunks() -> AsyncGenerator[dict[str, Any], None]:
+    async def chunks() -> AsyncGenerator[Chunk, None]:
         for i, part in enumerate(parts):
             end = "length" if i + 1 == len(parts) else None
-            yield {"choices": [{"index": 0, "text": part, "finish_reason": end}]}
-        yield {"choices": [], "usage": {}}
+            yield chunk(choices=[Choice(0, text=part, finish_reason=end)])
+        yield chunk(choices=[], usage={})
 
-    async def read() -> list[dict[str, Any]]:
+    async def read() -> list[Chunk]:
         return [chunk async for chunk in filtered_stream(chunks(), WordFilter(words))]
 
-    said = [choice for chunk in asyncio.run(read()) for choice in chunk["choices"]]
-    return "".join(c["text"] for c in said), [c["finish_reason"] for c in said]
+    said = [choice for chunk in asyncio.run(read()) for choice in chunk.choices]
+    return "".join(c.said for c in said), [c.finish_reason for c in said]
 
 
 def test_an_answer_ends_before_the_word() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import datetime as dt
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -438,7 +439,7 @@ def test_stream_that_its_client_does_not_read_is_cut(tmp_path: Path) -> None:
 
 
 def test_consent_that_cannot_be_asked_keeps_nothing(tmp_path: Path) -> None:
-    def broken(user_id: str) -> str | None:
+    def broken(user_id: str, *, wait: bool = True) -> str | None:
         raise OSError("the log is gone")
 
     async def scene(here: House) -> None:
@@ -447,6 +448,24 @@ def test_consent_that_cannot_be_asked_keeps_nothing(tmp_path: Path) -> None:
         assert response.status_code == 200
         assert response.headers["x-instructloop-recorded"] == "false"
         assert here.sink.completions() == []
+
+    run(tmp_path, scene)
+
+
+def test_consent_that_takes_waiting_is_asked_aside(tmp_path: Path) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def slow(user_id: str, *, wait: bool = True) -> str | None:
+        asked.append((wait, threading.current_thread() is threading.main_thread()))
+        if not wait:
+            raise BlockingIOError
+        return "v1"
+
+    async def scene(here: House) -> None:
+        here.consent.granted_notice = slow  # type: ignore[method-assign]
+        response = await here.post("completions", ASK)
+        assert response.headers["x-instructloop-recorded"] == "true"
+        assert asked == [(False, True), (True, False)]
 
     run(tmp_path, scene)
 

@@ -419,17 +419,12 @@ def test_organization_and_project_must_match_the_key(here: House) -> None:
     here="an error event in OpenAI's shape, then `[DONE]`",
 )
 def test_error_in_mid_stream_is_an_event(here: House) -> None:
+    from serving.chunk import Choice, Chunk
     from serving.engine import EngineRefused
 
     async def broken(kind: Any, body: Any, adapter: object = None) -> Any:
         async def chunks() -> Any:
-            yield {
-                "id": "cmpl-x",
-                "object": "text_completion",
-                "created": 1,
-                "model": "tiny",
-                "choices": [{"index": 0, "text": "one"}],
-            }
+            yield Chunk("cmpl-x", "text_completion", 1, "tiny", [Choice(0, text="one")])
             raise EngineRefused("The engine has stopped.", status=503)
 
         return chunks()

@@ -4,11 +4,13 @@ import logging
 import threading
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from contracts.events import Stamper
 from contracts.release import Canary, Release
 from contracts.v1 import events_pb2 as pb
+from serving.chunk import Chunk
 from serving.engine import Body, Kind
 from serving.recorder import Permit, Recorder, Transcript, recordable_prompt
 from tests.fakes import MemorySink
@@ -36,6 +38,11 @@ def transcript(completion_id: str = "cmpl-1") -> Transcript:
     choice = {"index": 0, "text": "yes", "token_ids": [5, 6], "finish_reason": "stop"}
     answer.add({"id": completion_id, "choices": [choice]})
     return answer
+
+
+def chunk(completion_id: str, *choices: Body) -> Chunk:
+    head = {"id": completion_id, "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
+    return msgspec.convert(head | {"choices": choices}, Chunk)
 
 
 class SlowSink(MemorySink):
@@ -78,8 +85,8 @@ def test_chunks_of_several_outputs_are_put_together() -> None:
     for index, text, end in [(1, "b", None), (0, "a", None), (1, "B", "stop"), (0, "A", "length")]:
         delta = {"content": text}
         choice = {"index": index, "delta": delta, "token_ids": [index], "finish_reason": end}
-        answer.add({"id": "chatcmpl-1", "choices": [choice]})
-    answer.add({"id": "chatcmpl-1", "choices": []})
+        answer.hear(chunk("chatcmpl-1", choice))
+    answer.hear(chunk("chatcmpl-1"))
     outputs = answer.event_body(PERMIT, RELEASE).outputs
     assert outputs == [
         pb.Output(index=0, text="aA", token_ids=[0, 0], finish_reason="length"),
