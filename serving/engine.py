@@ -21,6 +21,7 @@ from contracts.errors import InstructloopError
 from serving import lora
 from serving.chunk import Chunk
 from serving.engine_arguments import EngineOptions, engine_arguments, environment, text_start
+from serving.plain_stream import Lines, plainly
 from serving.push import Offer
 from serving.twin import StagingFailed, Twin
 
@@ -145,6 +146,7 @@ class VllmEngine:
             self._client, state, args, await self._client.get_supported_tasks()
         )
         completion, chat = state.openai_serving_completion, state.openai_serving_chat
+        plainly(completion)
         self._handlers = {
             "completions": (vllm.CompletionRequest, completion.create_completion),
             "chat": (vllm.ChatCompletionRequest, chat.create_chat_completion),
@@ -318,10 +320,15 @@ def _refusal(kind: Kind, error: Any) -> EngineRefused:
     )
 
 
-async def _chunks(events: AsyncGenerator[str, None]) -> AsyncGenerator[Chunk, None]:
-    """vLLM's server-sent events as chunks. An error in mid-stream raises EngineRefused."""
-    async with aclosing(events) as lines:
+async def _chunks(lines: Lines) -> AsyncGenerator[Chunk, None]:
+    """vLLM's server-sent events as chunks, beside those that are. An error in mid-stream raises
+    EngineRefused.
+    """
+    async with aclosing(lines):
         async for line in lines:
+            if isinstance(line, Chunk):
+                yield line
+                continue
             if line == DONE:
                 return
             said = line[6:]  # after "data: "; white space may follow
