@@ -45,6 +45,7 @@ def serve(connection: Connection, trainer: int, memory: Memory, make: Callable[.
         try:
             what, arguments = connection.recv()
         except EOFError:
+            served.end()
             return
         try:
             answer = getattr(served, what)(*arguments)
@@ -76,6 +77,9 @@ class Served:
     def label(self, version: int) -> None:
         """Say of which version the weights are that came last."""
         self._version = version
+
+    def end(self) -> None:
+        self._engine.close()
 
     def sample(self, *args: Any) -> Drawn:
         return Drawn(self._version, self._engine.sample(*args))

@@ -87,7 +87,9 @@ class Engines:
         return drawn
 
     def close(self) -> None:
-        """End the processes, in which there is nothing to keep, and free what they shared."""
+        """End the processes, and free what they shared."""
+        for process in self._processes:
+            process.connection.close()
         for process in self._processes:
             process.end()
         self._processes = []
@@ -107,6 +109,8 @@ class Engines:
                     i = waiting.pop(connection)  # type: ignore[call-overload]  # one of them
                     answers[i] = self._processes[i].answer()
         except BaseException:
+            for process in self._processes:
+                process.kill()
             self.close()
             raise
         return answers
@@ -172,11 +176,16 @@ class Process:
             raise failed
         return answer
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def end(self) -> None:
+        """It ends by itself when its pipe is closed, unless it is busy."""
+        self.connection.close()
+        self._process.join(END_S)
         self._process.kill()
         self._process.join()
         self._process.close()
-        self.connection.close()
 
     def _ended(self) -> EngineFailed:
         self._process.join(END_S)

@@ -45,6 +45,9 @@ class FakeEngine:
             for p, own in zip(prompts, seed, strict=True)
         ]
 
+    def close(self) -> None:
+        pass
+
     def _draw(self, of: str, max_tokens: int) -> FakeSampled:
         draw = random.Random(of + self._weights)
         ids = tuple(draw.randrange(1, 200) for _ in range(draw.randint(1, max_tokens)))
