@@ -38,8 +38,9 @@ from demo.tasks import (
 from demo.words import CHATTER, NAMES
 from training.data import PromptRow, RankedRow, SftRow, prompt_text
 from training.metrics import Metrics
-from training.model import RewardModel, hide_progress_bars, load_tokenizer
+from training.model import hide_progress_bars, load_tokenizer
 from training.pretrain import pretrain
+from training.reward_head import RewardModel
 from training.reward_model import encode_rankings, score_pairs, train_reward_model
 
 DOCUMENTS, DEMONSTRATIONS = (500, 500) if QUICK else (2000, 4000)

@@ -28,8 +28,9 @@ from training.data import RankedRow, SftRow, prompt_text
 from training.evaluation.interval import clustered_mean
 from training.evaluation.reward_models import labeler_groups
 from training.metrics import Metrics
-from training.model import RewardModel, hide_progress_bars, load_tokenizer
+from training.model import hide_progress_bars, load_tokenizer
 from training.pretrain import pretrain
+from training.reward_head import RewardModel
 from training.reward_model import (
     PairScores,
     Ranked,

@@ -11,8 +11,8 @@ from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
 from training.device import Precision
-from training.model import RewardModel
 from training.optimizer import adam
+from training.reward_head import RewardModel
 from training.reward_model import Ranked, accumulate_gradients
 
 TRL = "1.16.0"

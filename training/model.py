@@ -1,4 +1,4 @@
-"""Policy, value and reward heads on any Hugging Face causal language model from a local folder.
+"""A policy: any Hugging Face causal language model from a local folder, loaded, asked and saved.
 
 Shapes: R response tokens of a sequence, M those of all sequences of a pass, H hidden size, V
 vocabulary.
@@ -10,11 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -22,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from contracts.errors import CorruptArtifact, InvalidInput
+from contracts.errors import InvalidInput
 from contracts.prompt import TOKENIZER_FILES
 from contracts.release import Canary
 from training import lora, ranks
@@ -31,8 +28,6 @@ from training.config import LoraConfig
 from training.device import Device, across, moved
 from training.kernels.linear_logprob import TokenLosses, linear_logprob_loss, linear_logprobs
 from training.packing import PASS_TOKENS, Packed, Tree
-
-REWARD_HEAD = "reward_head.safetensors"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -82,7 +77,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return lora.merged(model, ranks.whole(model))
 
 
-def _at_home(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def at_home(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the processor, where files are written; tied ones stay one tensor."""
     found = {x: x.cpu() for x in dict.fromkeys(weights.values())}
     return {name: found[x] for name, x in weights.items()}
@@ -94,7 +89,7 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """
     weights = ranks.whole(model)
     if ranks.first():
-        weights = _at_home(weights)
+        weights = at_home(weights)
         folder.mkdir(parents=True)
         model.save_pretrained(folder, state_dict=lora.merged(model, weights))
         save_tokenizer(tokenizer, folder)
@@ -223,107 +218,6 @@ def response_logprobs(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Ten
         for i, own_R in zip(part, logprobs_M.split(lengths), strict=True):
             found[i] = own_R
     return ranks.complete(found)
-
-
-class RewardModel(nn.Module):
-    """A language model without its unembedding and one scalar head; also the value network's shape.
-
-    `shift` is subtracted from every score so that demonstrations score 0 on average; it is part of
-    the checkpoint.
-
-    In training each of G `groups` of raters may have a head of its own, over the one backbone. What
-    is saved, and loaded where no group is named, is one head: their mean, each in units of its own
-    `spread`, the standard deviation of its scores of demonstrations.
-    """
-
-    backbone: PreTrainedModel
-    # A number, or [G] where there are groups.
-    shift: Tensor
-    spread: Tensor
-
-    def __init__(self, backbone: PreTrainedModel, groups: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.backbone = backbone
-        hidden = backbone.config.get_text_config().hidden_size
-        self.groups = tuple(groups)
-        self.head = nn.Linear(hidden, len(groups) or 1)
-        # Recipe, detail 2: N(0, 1/sqrt(d + 1)) and no bias to begin with.
-        nn.init.normal_(self.head.weight, std=(hidden + 1) ** -0.5)
-        nn.init.zeros_(self.head.bias)
-        shape = (len(groups),) if groups else ()
-        self.register_buffer("shift", torch.zeros(shape))
-        self.register_buffer("spread", torch.ones(shape), persistent=False)
-
-    @classmethod
-    def from_policy(
-        cls, folder: Path, device: Device = "cpu", groups: Sequence[str] = ()
-    ) -> "RewardModel":
-        backbone = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return moved(cls(backbone, groups), device)
-
-    @classmethod
-    def load(cls, folder: Path, device: Device = "cpu", group: str | None = None) -> "RewardModel":
-        """With the head of a group or, where none is named, the one that speaks for all.
-
-        Raises CorruptArtifact where the head or its shift is missing, InvalidInput where the group
-        is not one that it was trained with.
-        """
-        model = cls.from_policy(folder)
-        of = "" if group is None else f"{group}."
-        try:
-            head = load_file(folder / REWARD_HEAD)
-            if group is not None and f"{of}weight" not in head:
-                known = sorted(n.removesuffix(".weight") for n in head if n.endswith(".weight"))
-                raise InvalidInput("group", f"one of {known}", group)
-            with torch.no_grad():
-                model.head.weight.copy_(head[f"{of}weight"])
-                model.head.bias.copy_(head[f"{of}bias"])
-                model.shift.copy_(head[f"{of}shift"])
-        except (FileNotFoundError, KeyError, SafetensorError) as e:
-            raise CorruptArtifact(f"{folder / REWARD_HEAD}: not a reward model's head: {e}") from e
-        return moved(model, device)
-
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Into a new folder; on rank 0, of all."""
-        weights = ranks.whole(self)
-        if not ranks.first():
-            return
-        weights = lora.merged(self, _at_home(weights))
-        folder.mkdir(parents=True)
-        inside = {
-            n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")
-        }
-        self.backbone.save_pretrained(folder, state_dict=inside)
-        save_tokenizer(tokenizer, folder)
-        head = {name: weights[f"head.{name}"].contiguous() for name in ("weight", "bias")}
-        head["shift"] = weights["shift"]
-        save_file(self._mean_and_each(head) if self.groups else head, folder / REWARD_HEAD)
-
-    def _mean_and_each(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The head of all groups together, and by its name that of each."""
-        spread_G = self.spread.cpu()
-        say_G = spread_G.mean() / spread_G / len(self.groups)
-        said = {name: torch.tensordot(say_G, x, 1) for name, x in heads.items()}
-        found = {**said, "weight": said["weight"][None], "bias": said["bias"][None]}
-        for i, group in enumerate(self.groups):
-            found |= {f"{group}.{name}": x[i].clone() for name, x in heads.items()}
-        return found
-
-    def scores(self, packed: Packed, at_M: Tensor) -> Tensor:
-        """The head's output, float32 [M], at the tokens `at_M` of packed trees; where there are
-        groups every head's, [M, G].
-
-        The head is in float32 even under autocast: in bf16 near scores would be equal.
-        """
-        compute = partial(RewardModel._scores, packed=packed, at_M=at_M)
-        scores_M: Tensor = ranks.gathered(self, compute)
-        return scores_M
-
-    def _scores(self, packed: Packed, at_M: Tensor) -> Tensor:
-        hidden_MH = hidden_states(self.backbone, packed, at_M)
-        with torch.autocast(hidden_MH.device.type, enabled=False):
-            scores_M: Tensor = self.head(hidden_MH.float()).squeeze(-1) - self.shift
-        return scores_M
 
 
 def hide_progress_bars() -> None:

@@ -11,7 +11,8 @@ from training import lora
 from training.config import Advantage, LoraConfig
 from training.data import PromptRow
 from training.device import Device
-from training.model import RewardModel, load_tokenizer, load_trainable
+from training.model import load_tokenizer, load_trainable
+from training.reward_head import RewardModel
 from training.translation import Translation, alike
 
 

@@ -30,10 +30,11 @@ from training.data import (
 from training.device import Precision, across, device_of
 from training.kernels import ranking_loss, strict_pairs
 from training.metrics import Metrics, sum_of
-from training.model import RewardModel, load_tokenizer
+from training.model import load_tokenizer
 from training.objectives import plackett_luce_loss
 from training.optimizer import adam, autocast, cosine_share, set_rate, step
 from training.packing import PASS_TOKENS, Packed, Tree
+from training.reward_head import RewardModel
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[RankingModel, Loss] = {

@@ -14,8 +14,9 @@ from tests.training.letters import demonstrations, documents, prompts
 from training import ranks
 from training.config import PpoConfig, SftConfig
 from training.metrics import Metrics
-from training.model import RewardModel, load_tokenizer
+from training.model import load_tokenizer
 from training.ppo import train_ppo
+from training.reward_head import RewardModel
 from training.rollout import Sampler
 from training.sft import train_sft
 

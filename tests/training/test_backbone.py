@@ -11,8 +11,8 @@ from tests.training.architectures import ARCHITECTURES, UNPACKABLE
 from training import llama
 from training.backbone import hidden_states, packs
 from training.kernels import ranking_loss
-from training.model import RewardModel
 from training.packing import Packed, Tree, passes
+from training.reward_head import RewardModel
 
 # Of float32: scores are near 1; a gradient is compared by the norm of the difference.
 SCORES, GRADIENTS = 2e-5, 1e-4

@@ -145,9 +145,7 @@ def parts_of_ranks() -> None:
         _engine(PpoConfig(engines=3), Path("nowhere"))
     # As cards_for has it on a machine of six.
     seen = [("a", "b")[rank], *"cdef"]
-    assert environments(4, seen) == [
-        {"CUDA_VISIBLE_DEVICES": card} for card in ("cd", "ef")[rank]
-    ]
+    assert environments(4, seen) == [{"CUDA_VISIBLE_DEVICES": card} for card in ("cd", "ef")[rank]]
     with pytest.raises(InvalidInput, match=r"ppo.engines: expected at most 4, .*, got 6"):
         environments(6, seen)
     with closing(Engines(2, FakeEngine)) as engines:

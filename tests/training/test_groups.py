@@ -22,8 +22,9 @@ from training.config import RewardModelConfig
 from training.data import RankedRow
 from training.evaluation.reward_models import held_out_figures
 from training.metrics import Metrics
-from training.model import REWARD_HEAD, RewardModel, load_tokenizer
+from training.model import load_tokenizer
 from training.networks import load_networks
+from training.reward_head import REWARD_HEAD, RewardModel
 from training.reward_model import (
     by_group,
     demonstration_sequences,

@@ -32,7 +32,6 @@ from training.config import DpoConfig, LoraConfig, PpoConfig, RewardModelConfig,
 from training.dpo import train_dpo
 from training.metrics import Metrics, read_metrics
 from training.model import (
-    RewardModel,
     backbone_of,
     load_policy,
     load_tokenizer,
@@ -45,6 +44,7 @@ from training.model import (
 from training.networks import load_networks
 from training.packing import Packed
 from training.ppo import train_ppo
+from training.reward_head import RewardModel
 from training.reward_model import mean_score, train_reward_model
 from training.sft import train_sft
 

@@ -25,9 +25,10 @@ from tests.training.test_ppo import configured, run
 from training import experience, kernels, reward_model
 from training.config import RewardModelConfig, SftConfig
 from training.metrics import Metrics, read_metrics
-from training.model import RewardModel, load_tokenizer, save_policy
+from training.model import load_tokenizer, save_policy
 from training.optimizer import step
 from training.ppo import train_ppo
+from training.reward_head import RewardModel
 from training.reward_model import accumulate_gradients, encode_rankings, train_reward_model
 from training.rollout import Sampled, Sampler
 

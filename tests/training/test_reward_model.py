@@ -15,8 +15,9 @@ from tests.training.letters import REWARD, World, demonstrations, rankings
 from training.config import RewardModelConfig
 from training.kernels import ranking_loss
 from training.metrics import Metrics, read_metrics
-from training.model import RewardModel, load_tokenizer
+from training.model import load_tokenizer
 from training.packing import Tree
+from training.reward_head import RewardModel
 from training.reward_model import (
     PairScores,
     _score,

@@ -37,9 +37,10 @@ from training.evaluation.reward_models import (
     labeler_groups,
 )
 from training.metrics import Metrics, read_metrics
-from training.model import RewardModel, load_policy, load_tokenizer
+from training.model import load_policy, load_tokenizer
 from training.networks import load_networks
 from training.ppo import train_ppo
+from training.reward_head import RewardModel
 from training.reward_model import train_reward_model
 from training.rollout import Sampled
 from training.sft import train_sft

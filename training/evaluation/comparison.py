@@ -12,7 +12,8 @@ from training.config import EvaluationConfig, PpoConfig
 from training.data import PromptRow, encode_response, fits, render
 from training.device import Device
 from training.evaluation.interval import Interval, clustered_mean
-from training.model import RewardModel, load_policy, load_tokenizer, response_logprobs
+from training.model import load_policy, load_tokenizer, response_logprobs
+from training.reward_head import RewardModel
 from training.reward_model import score_sequences
 from training.rollout import Sampled, Sampler
 

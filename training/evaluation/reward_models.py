@@ -19,7 +19,8 @@ from training.data import RankedRow, SftRow
 from training.evaluation.comparison import Verdict
 from training.evaluation.interval import clustered_mean
 from training.metrics import Metrics
-from training.model import RewardModel, load_tokenizer
+from training.model import load_tokenizer
+from training.reward_head import RewardModel
 from training.reward_model import (
     Ranked,
     calibration,
