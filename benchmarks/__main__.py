@@ -18,6 +18,7 @@ SUITES = (
     "erasure",
     "faults",
     "fuzz",
+    "gemm",
     "gpu",
     "groups",
     "log",

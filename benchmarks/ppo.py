@@ -8,7 +8,6 @@ import torch
 
 from benchmarks import rollout, workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
-from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.reward_model import reward_model
 from benchmarks.trl.worker import Clock
@@ -56,16 +55,11 @@ def measure() -> list[Figure]:
     for name in ("kl", "score"):
         agree(f"mean {name}", runs["ppo_fp32"][0][name], runs["trl"][0][name], 1e-2)
     figures = []
-    tokens = sum(len(p) + len(r) for p, r in workloads.episodes(EPISODES))
     for name, goal in GOALS.items():
-        # Policy and value network learn; they, the reference and the reward model are asked before.
-        trained = 2 * tokens + ("ptx" in name) * EPISODES * TEXT_TOKENS
-        precision: Precision = "bf16" if "bf16" in name else "fp32"
         figures += [
             figure(f"{name}_over_trl", ratios(runs["trl"], runs[name]), "x, CPU seconds", goal),
             figure(f"{name}_over_trl_wall", ratios(runs["trl"], runs[name], "wall"), "x, wall s"),
             figure(f"{name}_episodes", [EPISODES / r["cpu"] for r in runs[name]], "episodes/CPU s"),
-            gemm_share(name, runs[name], precision, SHAPE, trained, 4 * tokens),
         ]
     return [*figures, *rollout.measure()]
 

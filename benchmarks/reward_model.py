@@ -7,7 +7,6 @@ from transformers import LlamaForSequenceClassification
 
 from benchmarks import workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
-from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
 from training.device import Precision
@@ -45,8 +44,6 @@ def _measure(baseline: Baseline, k: int, micro: dict[Precision, int]) -> list[Fi
         sides[precision] = partial(ours, k, precision)
     runs = in_turn(sides, RUNS)
     agree("loss of the first step", runs["fp32"][0]["loss"], runs["trl-fp32"][0]["loss"], 1e-3)
-    data = workloads.rankings(k, PROMPTS[k])
-    tokens = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in data)
     figures = []
     for precision in micro:
         theirs, mine = runs[f"trl-{precision}"], runs[precision]
@@ -55,7 +52,6 @@ def _measure(baseline: Baseline, k: int, micro: dict[Precision, int]) -> list[Fi
             figure(f"{name}_over_trl", ratios(theirs, mine), "x, CPU seconds", goal),
             figure(f"{name}_over_trl_wall", ratios(theirs, mine, "wall"), "x, wall seconds"),
             figure(f"{name}_prompts", [PROMPTS[k] / r["cpu"] for r in mine], "prompts/CPU s"),
-            gemm_share(name, mine, precision, SHAPE, tokens),
         ]
     return figures
 

@@ -6,7 +6,6 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.baseline import Baseline, Run, agree, in_turn, ratios
-from benchmarks.gemm import gemm_share
 from benchmarks.result import Figure, figure
 from benchmarks.trl.worker import Clock
 from training.device import Precision
@@ -48,7 +47,6 @@ def measure() -> list[Figure]:
             figure(f"{name}_over_trl", ratios(theirs_, mine), "x, CPU seconds", ">= 2"),
             figure(f"{name}_over_trl_wall", ratios(theirs_, mine, "wall"), "x, wall seconds"),
             figure(f"{name}_tokens", [tokens / r["cpu"] for r in mine], "tokens/CPU s"),
-            gemm_share(name, mine, name, SHAPE, tokens),
         ]
     return figures
 
