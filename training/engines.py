@@ -21,7 +21,7 @@ from training import ranks
 from training.cards import Cards
 from training.engine_process import Failure, serve
 from training.memory import Memory
-from training.rollout import Sampled, environment
+from training.rollout import Sampled, built_for_processors, environment
 
 SEED_BITS = 62
 # How long a process whose pipe is closed may take to end.
@@ -117,8 +117,10 @@ class Engines:
 
 
 def visible_cards() -> list[str]:
-    """The names of this machine's cards, as CUDA_VISIBLE_DEVICES has them."""
-    if not torch.cuda.is_available():
+    """The names of this machine's cards, as CUDA_VISIBLE_DEVICES has them; none where vLLM is built
+    for processors, whose engines draw there whatever the trainer learns on.
+    """
+    if not torch.cuda.is_available() or built_for_processors():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]

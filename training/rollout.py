@@ -72,6 +72,13 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def built_for_processors() -> bool:
+    """Whether the vLLM that is installed draws on processors, also beside a GPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
 def engine_settings(on_cpu: bool, precision: Precision, memory: float) -> dict[str, Any]:
     """What vLLM is told of the hardware that it was built for. On a processor it computes in
     float32; on a GPU in the type of the trainer's passes, which gives it the memory and the speed
@@ -104,9 +111,8 @@ class Sampler:
         with environment(VLLM_CPU_KVCACHE_SPACE=str(kv_cache_gib), **_IN_PROCESS):
             from vllm import LLM
             from vllm.config import WeightTransferConfig
-            from vllm.platforms import current_platform
 
-            self._on_cpu = bool(current_platform.is_cpu())
+            self._on_cpu = built_for_processors()
             self._llm = LLM(
                 str(folder),
                 **engine_settings(self._on_cpu, precision, gpu_memory),

@@ -23,7 +23,7 @@ from tests.training.test_ranks import AHEAD, on_ranks
 from tests.training.test_rollout import PROMPTS, mismatch
 from training import ranks
 from training.config import PpoConfig
-from training.engines import EngineFailed, Engines, environments
+from training.engines import EngineFailed, Engines, environments, visible_cards
 from training.metrics import Metrics
 from training.model import load_policy
 from training.ppo import train_ppo
@@ -158,6 +158,14 @@ def test_each_rank_has_its_part_of_the_engines_and_their_cards_are_after_those_o
     tmp_path: Path,
 ) -> None:
     assert on_ranks(2, tmp_path, parts_of_ranks) == [0, 0]
+
+
+def test_engines_of_a_vllm_for_processors_take_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert visible_cards() == []
+    monkeypatch.setattr("training.engines.built_for_processors", lambda: False)
+    assert visible_cards() == ["0", "1", "2"]
 
 
 def test_engines_share_the_threads() -> None:
