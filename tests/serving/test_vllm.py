@@ -68,7 +68,10 @@ def test_engine_control_endpoints_do_not_exist(vllm_server: VllmServer) -> None:
     """Asked with a key that opens everything, through every port that the server's processes
     listen on and that speaks HTTP: torch's rendezvous, say, does not.
     """
-    ports = {port for port in listening(vllm_server.pid) if speaks_http(port)}
+    listened = list(listening(vllm_server.pid))
+    with ThreadPoolExecutor(len(listened)) as askers:
+        speaks = askers.map(speaks_http, listened)
+        ports = {port for port, http in zip(listened, speaks, strict=True) if http}
     assert int(vllm_server.url.rpartition(":")[2]) in ports
     for port in ports:
         headers = {"authorization": "Bearer il-root"}
