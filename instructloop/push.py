@@ -3,9 +3,9 @@
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ class PushRefused(InstructloopError):
 
 def push(registry: ReleaseRegistry, release_id: str, urls: Sequence[str], key: str) -> None:
     """Hand the release's weights to the servers at `urls`, one after another; once all have them,
-    have each swap to it. Raises NotFound, InvalidInput, and PushRefused with a server's reason.
+    have each swap to it. Raises NotFound, InvalidInput, and PushRefused with a server's reason and
+    what the servers before it have by then; nothing is sent unless all of them take pushes.
 
     Until the release's artifact is in the registry of the servers, one that starts does not find
     it, and serves the release before.
@@ -43,16 +44,39 @@ def push(registry: ReleaseRegistry, release_id: str, urls: Sequence[str], key: s
     folder = registry.artifacts.path(release.artifact)
     bounds = httpx.Timeout(CONNECT_BOUND_S, read=REPLY_BOUND_S)
     with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=bounds) as client:
-        for url in urls:
-            _hand_over(client, url, release, folder)
-        for url in urls:
-            _told(url, partial(client.post, f"{url}/v1/admin/swap", json={"release": release_id}))
+        kinds = [_kind(client, url) for url in urls]
+        with _said_what_is("beside what it serves", release_id) as has:
+            for url, kind in zip(urls, kinds, strict=True):
+                _hand_over(client, url, kind, release, folder)
+                has.append(url)
+        with _said_what_is("served", release_id) as has:
+            for url in urls:
+                swap = {"release": release_id}
+                _told(url, partial(client.post, f"{url}/v1/admin/swap", json=swap))
+                has.append(url)
 
 
-def _hand_over(client: httpx.Client, url: str, release: Release, folder: Path) -> None:
-    kind = _told(url, partial(client.get, f"{url}/v1/admin/status")).get("push")
+@contextmanager
+def _said_what_is(where: str, release_id: str) -> Iterator[list[str]]:
+    """A refusal says which servers have the release already."""
+    has: list[str] = []
+    try:
+        yield has
+    except PushRefused as e:
+        if not has:
+            raise
+        raise PushRefused(f"{e} ({release_id} is {where} at {', '.join(has)})") from e
+
+
+def _kind(client: httpx.Client, url: str) -> Kind:
+    """How the server takes weights. Raises PushRefused and InvalidInput."""
+    kind: Kind | None = _told(url, partial(client.get, f"{url}/v1/admin/status")).get("push")
     if kind is None:
         raise InvalidInput("--to", "a server with INSTRUCTLOOP_PUSH set", url)
+    return kind
+
+
+def _hand_over(client: httpx.Client, url: str, kind: Kind, release: Release, folder: Path) -> None:
     host = _own_address(url)
     # Whatever ends this, the listener goes first: a worker at a closed door is not waited for.
     with ThreadPoolExecutor(1) as aside, closing(listen(host)) as listener:

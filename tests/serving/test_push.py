@@ -1,12 +1,9 @@
 import asyncio
-import hashlib
-import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,21 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from contracts.artifact import ArtifactManifest
 from contracts.errors import CorruptArtifact, InvalidInput, NotFound
 from contracts.events import Stamper
-from contracts.release import Release, ReleaseRegistry
+from contracts.release import ReleaseRegistry
 from instructloop.push import PushRefused, push
 from serving.gate import Gate
 from serving.push import Offer
 from serving.settings import Settings
 from serving.swap import SwapOptions, WeightSwapper
-from serving.transport import Meeting, listen
+from serving.transport import listen
 from tests.fakes import FakeEngine, MemorySink
 from tests.serving import house as houses
 from tests.serving.house import House, house, served
-
-WEIGHTS = "model.safetensors"
+from tests.serving.trainer import WEIGHTS, Trainer, change, written
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +35,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings = Settings(release_poll_s=0.02, push="tcp", push_bound_s=20)
     with house(tmp_path_factory.mktemp("server"), settings) as running:
         yield running
-
-
-@dataclass
-class Trainer:
-    """A registry of its own, on a machine of its own."""
-
-    registry: ReleaseRegistry
-    aside: Path
-    served: Release
-
-    def release(
-        self,
-        release_id: str,
-        seed: float,
-        spoil: Callable[[Path], object] = lambda _: None,
-        **record: Any,
-    ) -> Release:
-        """Other weights of the model that r1 is of, spoiled before they are stored."""
-        folder = houses.model_folder(self.aside / release_id)
-        tensors = {name: t + seed for name, t in load_file(folder / WEIGHTS).items()}
-        save_file(tensors, folder / WEIGHTS)
-        spoil(folder)
-        facts = {"artifact": self.registry.artifacts.put("policy", folder), "parent": "r1"}
-        release = self.served.model_copy(update={"id": release_id, **facts, **record})
-        self.registry.add(release)
-        return release
-
-    def path(self, release: Release) -> Path:
-        return self.registry.artifacts.path(release.artifact)
 
 
 @pytest.fixture
@@ -144,19 +110,6 @@ def to_first(here: House) -> None:
         assert root.post("/v1/admin/swap", json={"release": "r1"}).json()["serving"] == "r1"
 
 
-def change(how: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
-    def spoil(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
-        how(tensors)
-        save_file(tensors, folder / WEIGHTS)
-
-    return spoil
-
-
-def written(name: str, text: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(text)
-
-
 @pytest.mark.parametrize(
     ("says", "spoil", "record"),
     [
@@ -193,99 +146,6 @@ def test_bad_push_is_refused_with_its_reason_and_touches_nothing(
     assert here.registry.turns() == before and here.engine.swaps == swaps
     assert here.engine.staged is None or here.engine.staged.name != bad.artifact
     assert serving(here) == "r1"
-
-
-def header(how: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
-    """The tensors are `layers.0.linear.weight`, of 16 bytes, and `weight`, of 4."""
-
-    def spoil(offer: dict[str, Any]) -> None:
-        entries = json.loads(offer["headers"][WEIGHTS])
-        how(entries)
-        padded = json.dumps(entries).ljust(len(offer["headers"][WEIGHTS]))
-        offer["headers"][WEIGHTS] = padded
-
-    return spoil
-
-
-def manifest(how: Callable[[list[dict[str, Any]]], object]) -> Callable[[dict[str, Any]], object]:
-    """With the digest that belongs to it."""
-
-    def spoil(offer: dict[str, Any]) -> None:
-        how(offer["manifest"]["files"])
-        said = ArtifactManifest.model_validate(offer["manifest"])
-        offer["release"]["artifact"] = said.digest
-
-    return spoil
-
-
-def unsaid(name: str, text: str) -> Callable[[dict[str, Any]], object]:
-    """A file of the artifact whose text is not in the offer."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    entry = {"path": name, "sha256": digest, "bytes": len(text)}
-    return manifest(lambda files: files.append(entry))
-
-
-def index(weight_map: str) -> Callable[[dict[str, Any]], None]:
-    name, text = "model.safetensors.index.json", f'{{"weight_map": {weight_map}}}'
-
-    def change(offer: dict[str, Any]) -> None:
-        offer["texts"][name] = text
-        unsaid(name, text)(offer)
-
-    return change
-
-
-def twice(offer: dict[str, Any]) -> None:
-    offer["headers"]["more.safetensors"] = offer["headers"][WEIGHTS]
-    first = next(f for f in offer["manifest"]["files"] if f["path"] == WEIGHTS)
-    manifest(lambda files: files.append({**first, "path": "more.safetensors"}))(offer)
-
-
-SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
-    "another manifest": ("expected digest", lambda o: o["manifest"]["files"].pop()),
-    "another kind": (
-        "kind policy",
-        lambda o: (o["manifest"].update(kind="dataset"), manifest(bool)(o)),
-    ),
-    "another config": (
-        "config.json: expected sha256",
-        lambda o: o["texts"].update({"config.json": "[]"}),
-    ),
-    "no config": (
-        "texts: expected those of ['config.json']",
-        lambda o: o["texts"].clear(),
-    ),
-    "config unsaid": ("texts: expected those of", unsaid("generation_config.json", "{}")),
-    "index unsaid": (
-        "texts: expected those of",
-        unsaid("model.safetensors.index.json", '{"weight_map": {}}'),
-    ),
-    "text of none": ("texts: expected those of", lambda o: o["texts"].update({"a.json": "{}"})),
-    "no header": ("headers: expected those of", lambda o: o["headers"].clear()),
-    "no weights": ("headers: expected those of []", manifest(lambda files: files.pop(1))),
-    "not JSON": ("expected JSON", lambda o: o["headers"].update({WEIGHTS: "{"})),
-    "no offsets": ("data_offsets", header(lambda e: e["weight"].pop("data_offsets"))),
-    "overlap": ("bytes 16 to 20", header(lambda e: e["weight"].update(data_offsets=[12, 16]))),
-    "gap": ("bytes 16 to 20", header(lambda e: e["weight"].update(data_offsets=[20, 24]))),
-    "negative": ("greater than or equal to 0", header(lambda e: e["weight"].update(shape=[-1]))),
-    "too long": ("bytes 16 to 24", header(lambda e: e["weight"].update(shape=[2]))),
-    "too few": ("16 bytes of tensors", header(lambda e: e.pop("weight"))),
-    "unknown dtype": ("one of F64", header(lambda e: e["weight"].update(dtype="F4"))),
-    "index lies": ("weight_map", index('{"weight": "other.safetensors"}')),
-    "index of a list": ("weight_map: expected the files that hold", index('["weight"]')),
-    "tensor twice": ("one tensor of that name", twice),
-}
-
-
-@pytest.mark.parametrize("name", SPOILED)
-def test_offer_that_contradicts_itself_is_refused(trainer: Trainer, name: str) -> None:
-    says, spoil = SPOILED[name]
-    offer = offered(trainer, trainer.release("offered", 1.0), 1)
-    assert Offer.model_validate(offer).checkpoint().tensors.keys() >= {"weight"}
-    spoil(offer)
-    with pytest.raises((InvalidInput, CorruptArtifact)) as refused:
-        Offer.model_validate(offer).checkpoint()
-    assert says in str(refused.value)
 
 
 def test_bytes_that_differ_from_the_manifest_are_refused_and_the_next_push_works(
@@ -347,12 +207,6 @@ def test_trainer_that_is_interrupted_before_anybody_came_lets_the_server_go(
     assert last["outcome"] == "refused" and "longer than it may" not in last["reason"]
 
 
-def offered(trainer: Trainer, release: Release, port: int, **other: Any) -> dict[str, Any]:
-    meeting = Meeting(host="127.0.0.1", port=port, secret="5e" * 32)
-    offer = Offer.of(release, trainer.path(release), "tcp", meeting)
-    return offer.model_dump(mode="json") | other
-
-
 def test_trainer_that_is_not_there_or_says_nothing_is_given_up(
     tmp_path: Path, here: House, trainer: Trainer
 ) -> None:
@@ -360,14 +214,14 @@ def test_trainer_that_is_not_there_or_says_nothing_is_given_up(
     with listen("127.0.0.1") as silent:
         port = silent.getsockname()[1]
         settings = Settings(release_poll_s=0.02, push="tcp", push_bound_s=0.3)
-        body = offered(trainer, release, port)
+        body = trainer.offered(release, port)
         with house(tmp_path / "hasty", settings) as hasty, hasty.client("root", "admin") as root:
             answer = root.post("/v1/admin/push", json=body)
             assert answer.status_code == 409 and "longer than it may" in answer.text
     with here.client("root", "admin") as root:
-        answer = root.post("/v1/admin/push", json=offered(trainer, release, port))
+        answer = root.post("/v1/admin/push", json=trainer.offered(release, port))
         assert answer.status_code == 409 and "no trainer at 127.0.0.1" in answer.text
-        answer = root.post("/v1/admin/push", json=offered(trainer, release, port, transport="nccl"))
+        answer = root.post("/v1/admin/push", json=trainer.offered(release, port, transport="nccl"))
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "transport"
     assert serving(here) == "r1"
 
@@ -389,17 +243,50 @@ def test_nobody_but_an_operator_may_push_and_by_default_nobody_may(
             push(trainer.registry, "unwanted", [closed.url], key(closed))
 
 
-def test_release_that_one_server_refuses_is_swapped_to_by_none(
+def test_nothing_is_sent_unless_all_servers_take_pushes(
     here: House, trainer: Trainer, tmp_path: Path
 ) -> None:
     """The second one does not know the key."""
     trainer.release("shared", 1.0)
+    before = changes(here)
     with house(tmp_path / "second", Settings(release_poll_s=0.02, push="tcp")) as second:
-        with pytest.raises(PushRefused, match=rf"{second.url}: .*unknown"):
+        with pytest.raises(PushRefused, match=rf"{second.url}: .*unknown or revoked\.$"):
             push(trainer.registry, "shared", [here.url, second.url], key(here))
         assert serving(here) == serving(second) == "r1"
-    push(trainer.registry, "shared", [here.url], key(here))
-    assert serving(here) == "shared"
+    assert changes(here) == before
+
+
+def test_release_that_one_server_refuses_is_swapped_to_by_none_and_waits_at_the_others(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    """The second one knows another release by that name."""
+    trainer.release("halfway", 1.0)
+    (tmp_path / "keys.db").symlink_to(here.registry.root.parent / "keys.db")
+    with house(tmp_path, Settings(release_poll_s=0.02, push="tcp")) as second:
+        admin = key(here)
+        second.registry.add(trainer.served.model_copy(update={"id": "halfway"}))
+        said = rf"{second.url}: .*not taken.* \(halfway is beside what it serves at {here.url}\)$"
+        with pytest.raises(PushRefused, match=said):
+            push(trainer.registry, "halfway", [here.url, second.url], admin)
+        assert serving(here) == serving(second) == "r1"
+    assert changes(here)[-1] == ("halfway", "loaded", "tcp")
+    push(trainer.registry, "halfway", [here.url], admin)
+    assert changes(here)[-1] == ("halfway", "swapped_in", "memory")
+    to_first(here)
+
+
+def test_swap_that_one_server_refuses_names_those_that_serve_the_release(
+    here: House, trainer: Trainer, tmp_path: Path
+) -> None:
+    """The second one is pinned."""
+    trainer.release("uneven", 1.0)
+    (tmp_path / "keys.db").symlink_to(here.registry.root.parent / "keys.db")
+    with house(tmp_path, Settings(release_poll_s=0.02, push="tcp")) as second:
+        admin = key(here)
+        second.registry.pin("r1")
+        with pytest.raises(PushRefused, match=rf"pinned.* \(uneven is served at {here.url}\)$"):
+            push(trainer.registry, "uneven", [here.url, second.url], admin)
+        assert (serving(here), serving(second)) == ("uneven", "r1")
     to_first(here)
 
 
@@ -456,7 +343,7 @@ def test_a_server_that_serves_nothing_yet_takes_no_push_and_goes_on_waiting(
         Stamper("test"),
         SwapOptions(),
     )
-    offer = Offer.model_validate(offered(trainer, trainer.release("early", 1.0), 9))
+    offer = Offer.model_validate(trainer.offered(trainer.release("early", 1.0), 9))
 
     async def while_it_loads() -> str | None:
         async with swapper._looking:  # as the load of the first release does

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -39,8 +40,10 @@ WEATHER: Any = {
 }
 
 
-def client(server: VllmServer) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="il-bob", max_retries=0)
+@pytest.fixture
+def client(vllm_server: VllmServer) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{vllm_server.url}/v1", api_key="il-bob", max_retries=0) as opened:
+        yield opened
 
 
 @row(
@@ -49,8 +52,8 @@ def client(server: VllmServer) -> OpenAI:
     vllm="yes",
     here="passed on, ranges checked before",
 )
-def test_sampling_fields_reach_the_engine(vllm_server: VllmServer) -> None:
-    ask = client(vllm_server).completions.create
+def test_sampling_fields_reach_the_engine(client: OpenAI) -> None:
+    ask = client.completions.create
     for prompt, answers in (("a", 1), (["a", "b"], 2), ([1, 2], 1), ([[1, 2], [3]], 2)):
         said: Any = prompt
         assert len(ask(model="tiny", prompt=said, max_tokens=2).choices) == answers
@@ -73,18 +76,16 @@ def test_sampling_fields_reach_the_engine(vllm_server: VllmServer) -> None:
     vllm="400",
     here="the model's token before a text",
 )
-def test_missing_prompt_begins_a_text(vllm_server: VllmServer) -> None:
-    ask = client(vllm_server).completions.create
+def test_missing_prompt_begins_a_text(client: OpenAI) -> None:
+    ask = client.completions.create
     for prompt in ("", None):
         answer = ask(model="tiny", prompt=prompt, max_tokens=2)
         assert answer.usage is not None and answer.usage.prompt_tokens == 1
 
 
 @row("`best_of`, by the engine's numbers", openai="as above", vllm="ignored", here="as above")
-def test_best_of_ranks_real_samples(vllm_server: VllmServer) -> None:
-    answer = client(vllm_server).completions.create(
-        **TEXT, n=3, best_of=8, logprobs=0, temperature=2
-    )
+def test_best_of_ranks_real_samples(client: OpenAI) -> None:
+    answer = client.completions.create(**TEXT, n=3, best_of=8, logprobs=0, temperature=2)
     means = []
     for choice in answer.choices:
         assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
@@ -95,8 +96,8 @@ def test_best_of_ranks_real_samples(vllm_server: VllmServer) -> None:
 
 
 @row("`stop`", openai="up to 4", vllm="up to 4, by a variable", here="up to 4 of 256 characters")
-def test_stop_ends_an_answer(vllm_server: VllmServer) -> None:
-    ask = client(vllm_server).completions.create
+def test_stop_ends_an_answer(client: OpenAI) -> None:
+    ask = client.completions.create
     greedy: dict[str, Any] = TEXT | {"temperature": 0, "max_tokens": 12}
     text = ask(**greedy).choices[0].text
     stop = text[2:4]
@@ -112,16 +113,15 @@ def test_stop_ends_an_answer(vllm_server: VllmServer) -> None:
     vllm="more: `stop_reason`, `token_ids`, `prompt_logprobs`, `kv_transfer_params`, ...",
     here="OpenAI's fields; `system_fingerprint` is the release",
 )
-def test_body_has_openais_fields_only(vllm_server: VllmServer) -> None:
-    here = client(vllm_server)
+def test_body_has_openais_fields_only(client: OpenAI) -> None:
     envelope = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
-    text = json.loads(here.completions.with_raw_response.create(**TEXT, logprobs=2).text)
+    text = json.loads(client.completions.with_raw_response.create(**TEXT, logprobs=2).text)
     assert text.keys() == envelope and text["id"].startswith("cmpl-")
     assert text["object"] == "text_completion"
     assert text["choices"][0].keys() == {"index", "text", "logprobs", "finish_reason"}
     parts = {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
     assert text["choices"][0]["logprobs"].keys() == parts
-    raw = here.chat.completions.with_raw_response.create(**CHAT, logprobs=True, top_logprobs=2)
+    raw = client.chat.completions.with_raw_response.create(**CHAT, logprobs=True, top_logprobs=2)
     chat = json.loads(raw.text)
     assert chat.keys() == envelope and chat["object"] == "chat.completion"
     assert chat["choices"][0]["message"].keys() == {"role", "content", "refusal"}
@@ -134,13 +134,13 @@ def test_body_has_openais_fields_only(vllm_server: VllmServer) -> None:
     vllm="no usage in the others",
     here="as OpenAI; `include_obfuscation` is refused",
 )
-def test_stream_has_usage_at_its_end(vllm_server: VllmServer) -> None:
+def test_stream_has_usage_at_its_end(client: OpenAI, vllm_server: VllmServer) -> None:
     usage: Any = {"include_usage": True}
-    chunks = list(client(vllm_server).completions.create(**TEXT, stream=True, stream_options=usage))
+    chunks = list(client.completions.create(**TEXT, stream=True, stream_options=usage))
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
     assert all("usage" in chunk.model_fields_set for chunk in chunks)
-    plain = list(client(vllm_server).completions.create(**TEXT, stream=True))
+    plain = list(client.completions.create(**TEXT, stream=True))
     assert all("usage" not in chunk.model_fields_set for chunk in plain)
 
     async def read() -> list[Any]:
@@ -154,7 +154,7 @@ def test_stream_has_usage_at_its_end(vllm_server: VllmServer) -> None:
     assert told[-1].usage.completion_tokens <= 4
     hidden: Any = {"include_obfuscation": True}
     with pytest.raises(openai.BadRequestError):
-        client(vllm_server).completions.create(**TEXT, stream=True, stream_options=hidden)
+        client.completions.create(**TEXT, stream=True, stream_options=hidden)
 
 
 @row(
@@ -164,9 +164,9 @@ def test_stream_has_usage_at_its_end(vllm_server: VllmServer) -> None:
     here="as vLLM, with `INSTRUCTLOOP_TOOL_CALL_PARSER`; streamed too; arguments are "
     "held to the function's schema where it is `strict`",
 )
-def test_tools_are_called(vllm_server: VllmServer) -> None:
+def test_tools_are_called(client: OpenAI) -> None:
     """Of eight answers of a model that knows nothing: within the schema some only write spaces."""
-    ask = client(vllm_server).chat.completions.create
+    ask = client.chat.completions.create
     named: Any = {"type": "function", "function": {"name": "weather"}}
     long: dict[str, Any] = CHAT | {"tools": [WEATHER], "max_tokens": 120}
     many = long | {"tool_choice": named, "temperature": 1, "n": 8, "seed": 1}
@@ -193,17 +193,16 @@ def test_tools_are_called(vllm_server: VllmServer) -> None:
     vllm="the same, and `structured_outputs`",
     here="both",
 )
-def test_answers_keep_a_form(vllm_server: VllmServer) -> None:
-    here = client(vllm_server)
+def test_answers_keep_a_form(client: OpenAI) -> None:
     schema = WEATHER["function"]["parameters"]
     form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
-    answer = here.chat.completions.create(**CHAT | {"max_tokens": 100}, response_format=form)
+    answer = client.chat.completions.create(**CHAT | {"max_tokens": 100}, response_format=form)
     assert json.loads(answer.choices[0].message.content or "")["city"] in ("Rome", "Oslo")
     only = {"structured_outputs": {"choice": ["yes", "no"]}}
-    assert here.completions.create(**TEXT, extra_body=only).choices[0].text in ("yes", "no")
+    assert client.completions.create(**TEXT, extra_body=only).choices[0].text in ("yes", "no")
     wrong: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "odd"}}}
     with pytest.raises(openai.BadRequestError):
-        here.chat.completions.create(**CHAT, response_format=wrong)
+        client.chat.completions.create(**CHAT, response_format=wrong)
 
 
 @row(
@@ -212,7 +211,7 @@ def test_answers_keep_a_form(vllm_server: VllmServer) -> None:
     vllm="400, code 400",
     here="as OpenAI",
 )
-def test_too_long_a_prompt_has_its_code(vllm_server: VllmServer) -> None:
+def test_too_long_a_prompt_has_its_code(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client(vllm_server).completions.create(**TEXT | {"prompt": "Write " * 400})
+        client.completions.create(**TEXT | {"prompt": "Write " * 400})
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
