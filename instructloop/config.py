@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import InvalidInput
-from contracts.fields import fault_in
+from contracts.fields import at_odds, fault_in
 from feedback.dataset.settings import RuleSettings
 from training.config import (
     EvaluationConfig,
@@ -94,6 +94,8 @@ class RoundConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _on_top_of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for stage in STAGES:
+            _check_is_the_rounds(stage, given)
         # What is wrong with a name or a section is said when its field is looked at.
         sections = PRESETS.get(str(given.get("preset")), {})
         # A stage's precision may go by the device.
@@ -114,6 +116,15 @@ class RoundConfig(Section):
             if getattr(self, name) is not None
         }
         return self.model_copy(update=stages)
+
+
+def _check_is_the_rounds(stage: str, given: dict[str, Any]) -> None:
+    """A stage's own seed or device would be written over."""
+    section = given.get(stage)
+    for name in ("seed", "device"):
+        rounds = given.get(name, RoundConfig.model_fields[name].default)
+        if isinstance(section, dict) and section.get(name, rounds) != rounds:
+            raise at_odds(f"{stage}.{name}", f"that of the round, {rounds!r}", section[name])
 
 
 def load_config(file: Path, data: Path | None = None, **overrides: Any) -> RoundConfig:

@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from contracts.errors import GateRefused
 from contracts.release import ReleaseRegistry
 from feedback.importers import import_file
@@ -18,6 +20,7 @@ from instructloop.stages import Say, Stages
 from instructloop.text import read_documents
 from instructloop.version import code_version
 from instructloop.work import Loop
+from training.device import Device
 from training.model import hide_progress_bars
 
 STAGES = "stages"
@@ -79,7 +82,7 @@ def round_report(
     return {
         "seed": loop.config.seed,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine(loop.config.device),
         "code_version": loop.code_version,
         "release": {"before": before, "after": after},
         "gate": {"passed": not reasons, "reasons": reasons},
@@ -133,11 +136,14 @@ def samples(answers: list[dict[str, Any]], judge: str, count: int = 12) -> list[
     ]
 
 
-def machine() -> dict[str, str | int]:
+def machine(device: Device) -> dict[str, str | int]:
+    """This one, with the GPU on which a round learned."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     return {
         "processor": platform.machine(),
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
+        **gpu,
     }
 
 

@@ -124,6 +124,8 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, extra: str, field: s
             '[ppo]\nadvantage = "rloo"\n',
             "ppo.samples_per_prompt: expected 2 or more for rloo to compare, got 1",
         ),
+        ("seed = 3\n[ppo]\nseed = 4\n", "ppo.seed: expected that of the round, 3, got 4"),
+        ('[sft]\ndevice = "auto"\n', "sft.device: expected that of the round, 'cpu', got 'auto'"),
         (
             "[ppo]\noverlap = true\n",
             "ppo.importance_cap: expected > 0 where rollouts overlap, got 0",

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from instructloop.report import page, write_report
+from instructloop.round import machine
 
 EVIL = "<script>alert('x')</script> & $\\frac{"
 # Tags that need no closing one; those inside the SVG are closed or self-closing.
@@ -257,3 +259,9 @@ def test_figures_that_could_not_be_worked_out_are_left_out(tmp_path: Path) -> No
     outline = Outline((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert outline.tags.count("svg") == 2  # learning and its health
     assert "nan" not in outline.text.lower()
+
+
+def test_a_report_names_the_gpu_that_a_round_learned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert machine("cuda") == {**machine("cpu"), "gpu": "NVIDIA H100"}
+    assert "gpu" not in machine("cpu")
