@@ -24,7 +24,7 @@ from contracts.errors import (
     Unauthenticated,
 )
 from contracts.events import MAX_SCORE, MIN_SCORE, Stamper
-from contracts.fields import WHOLE, Metadata
+from contracts.fields import WHOLE, Metadata, malformed
 from contracts.log import EventSink, EventSource
 from contracts.refusal import DOCUMENTED, error_body
 from contracts.v1 import events_pb2 as pb
@@ -256,7 +256,7 @@ class _Pages(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if path == "v1" or path.startswith("v1/"):  # an API's path that no route took
-            raise StarletteHTTPException(404, f"Invalid URL ({scope['method']} /{path})")
+            raise StarletteHTTPException(404, f"Invalid URL ({scope['method']} {scope['path']})")
         if scope["method"] not in {"GET", "HEAD"}:
             raise StarletteHTTPException(405, "A page is read only", {"allow": "GET, HEAD"})
         response = await super().get_response(path, scope)
@@ -288,11 +288,9 @@ def _answer_errors(app: FastAPI) -> None:
     """Every refusal in the shape of OpenAI's errors."""
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = first["loc"][1:] if first["type"] != "json_invalid" else ()
-        param = ".".join(str(part) for part in where) or None
-        return _refusal(400, f"{param or 'body'}: {first['msg']}", param)
+    async def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
+        fault = malformed(error.errors())
+        return _refusal(400, str(fault), fault.field)
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:

@@ -21,7 +21,7 @@ from feedback.completions import Completions
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | SkipJsonSchema[None], Query(min_length=1, max_length=256)]
 Order = Literal["asc", "desc"]
-_METADATA = re.compile(r"metadata\[([^\[\]]{1,64})\]")
+_METADATA = re.compile(r"metadata\[(.{0,64})\]", re.DOTALL)
 
 
 def router(

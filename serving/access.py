@@ -1,6 +1,7 @@
 """API keys, what each opens, and consent at the request."""
 
 import hashlib
+import re
 import secrets
 import sqlite3
 import threading
@@ -28,6 +29,8 @@ from serving.telemetry import visit_of
 
 KEY_PREFIX = "il-"
 KEY_BYTES = 32
+# It stands in a header.
+PROJECT = re.compile(r"[\x21-\x7e]{1,64}")
 
 # One step for each version of the file; PRAGMA user_version says how many are done.
 SCHEMA = (
@@ -99,9 +102,10 @@ class KeyStore:
         scopes = frozenset(scopes)
         if not scopes or scopes - set(SCOPES):
             raise InvalidInput("scopes", f"some of {', '.join(SCOPES)}", sorted(scopes))
-        for name, text in (("user", user_id), ("project", project)):
-            if not text.strip():
-                raise InvalidInput(name, "a name", text)
+        if not user_id.strip():
+            raise InvalidInput("user", "a name", user_id)
+        if not PROJECT.fullmatch(project):
+            raise InvalidInput("project", "1 to 64 characters of ASCII, none a space", project)
         for name, limit in (
             ("requests_per_minute", requests_per_minute),
             ("tokens_per_minute", tokens_per_minute),

@@ -106,7 +106,11 @@ class Answer(Response):
         self.status_code, self.background = 200, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_disconnected(receive, self._answer(scope, receive, send))
+        try:
+            await _unless_disconnected(receive, self._answer(scope, receive, send))
+        except BaseException:
+            visit_of(scope).headers["x-instructloop-recorded"] = "false"
+            raise
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         visit = visit_of(scope)

@@ -23,6 +23,7 @@ from serving import admin, content_filter, errors, openai, telemetry
 from serving import keys as key_routes
 from serving.access import Door, KeyStore
 from serving.answer import Desk
+from serving.bounded import Bounded
 from serving.engine import Engine
 from serving.gate import Gate
 from serving.limits import Limiter
@@ -117,6 +118,7 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     )
     app.state.swapper = swapper
     errors.install(app, metrics.limits)
+    app.add_middleware(Bounded, max_bytes=settings.max_body_bytes, bound_s=settings.read_bound_s)
     app.add_middleware(
         telemetry.Telemetry,
         metrics=metrics,

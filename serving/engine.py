@@ -315,9 +315,8 @@ def _refusal(kind: Kind, error: Any) -> EngineRefused:
         return EngineRefused(needs, error.code, "tool_choice")
     message = re.sub(r" \(parameter=.*\)$", "", error.message, flags=re.DOTALL)
     prompt = "prompt" if kind == "completions" else "messages"
-    return EngineRefused(
-        message, error.code, prompt if error.param == "input_tokens" else error.param
-    )
+    param = prompt if error.param in ("input_text", "input_tokens") else error.param
+    return EngineRefused(message, error.code, param)
 
 
 async def _chunks(lines: Lines) -> AsyncGenerator[Chunk, None]:

@@ -16,6 +16,7 @@ from contracts.errors import (
     NotFound,
     Unauthenticated,
 )
+from contracts.fields import malformed
 from contracts.refusal import error_body
 from serving.engine import EngineRefused
 from serving.gate import CutShort
@@ -64,11 +65,8 @@ def _install_request(app: FastAPI) -> None:
         return _response(400, error_body(400, str(error), error.field))
 
     @app.exception_handler(RequestValidationError)
-    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = first["loc"][1:] if first["type"] != "json_invalid" else ()
-        param = ".".join(str(part) for part in where) or None
-        return _response(400, error_body(400, f"{param or 'body'}: {first['msg']}", param))
+    def unfit(request: Request, error: RequestValidationError) -> JSONResponse:
+        return invalid(request, malformed(error.errors()))
 
     @app.exception_handler(NotFound)
     def not_found(request: Request, error: NotFound) -> JSONResponse:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.access import USER_SCOPES, Scope
 from contracts.fields import WHOLE
-from serving.access import Door, KeyInfo, KeyStore
+from serving.access import PROJECT, Door, KeyInfo, KeyStore
 
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
 PerMinute = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
@@ -26,7 +26,7 @@ class KeyRequest(BaseModel):
     user_id: Name
     production: bool = False
     scopes: Annotated[list[Scope], Field(min_length=1)] = sorted(USER_SCOPES)
-    project: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,64}$")] = "default"
+    project: Annotated[str, Field(pattern=f"^{PROJECT.pattern}$")] = "default"
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None
 

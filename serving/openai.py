@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, Request
 
 from contracts.access import ConsentReader, Principal
-from contracts.errors import AccessDenied, InvalidInput, NotFound
+from contracts.errors import AccessDenied, NotFound
 from contracts.release import Release
 from contracts.v1 import events_pb2 as pb
 from serving.access import Door, agreed_notice
@@ -46,15 +46,16 @@ DEFAULTS: Body = {
     "repetition_penalty": 1.0,
 }
 DEFAULT_MAX_TOKENS = 16
+# Temperature 0 in other words: below this one vLLM gives one answer only, OpenAI as many as asked.
+GREEDY_BELOW = 1e-5
+GREEDY: Body = {"temperature": 1.0, "top_p": 1.0, "top_k": 1, "min_p": 0.0}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for, and how long it may take to say it."""
+    """How much one request may ask for, and how long it waits to know whether it may be kept."""
 
     max_n: int = 16
-    max_body_bytes: int = 1 << 20
-    read_bound_s: float = 30.0
     consent_bound_s: float = 1.0
 
 
@@ -133,11 +134,11 @@ class _Clerk:
         self._asking = ThreadPoolExecutor(thread_name_prefix="consent")
 
     async def answer(self, kind: Kind, request: Request, who: Principal) -> Answer:
-        said = parse(await _read(request, self._limits))
+        said = parse(await request.body())
         return Answer(self._desk, await self._ask(kind, said, request, who))
 
     async def compare(self, request: Request, who: Principal) -> Comparison:
-        candidates, kind, said = candidates_in(parse(await _read(request, self._limits)))
+        candidates, kind, said = candidates_in(parse(await request.body()))
         ask = await self._ask(kind, said, request, who, readers=len(candidates))
         return Comparison(self._desk, ask, candidates)
 
@@ -150,6 +151,8 @@ class _Clerk:
         model = self._desk.serving(release).model
         asked = filled(kind, said | {"model": model})
         permit = await self._permit(kind, said, asked, request, who)
+        if asked["n"] > 1 and asked["temperature"] < GREEDY_BELOW:
+            asked |= GREEDY
         cost = _cost(kind, asked, readers)
         limiter = self._desk.limiter
         left = await limiter.aside(limiter.take_tokens, who, cost)
@@ -231,21 +234,6 @@ def filled(kind: Kind, said: Body) -> Body:
     if said.get("stream"):
         asked["stream_options"] = {"include_usage": True}  # for the key's tokens
     return asked
-
-
-async def _read(request: Request, limits: Limits) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.read_bound_s):
-            async for part in request.stream():
-                body += part
-                if len(body) > limits.max_body_bytes:
-                    bound = limits.max_body_bytes
-                    raise InvalidInput("body", f"at most {bound} bytes", f"more than {bound}")
-    except TimeoutError:
-        message = f"The request did not arrive within {limits.read_bound_s:g} s."
-        raise HTTPException(408, message) from None
-    return bytes(body)
 
 
 def _named(desk: Desk, model: str) -> str | None:

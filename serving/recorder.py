@@ -131,8 +131,9 @@ def recordable_prompt(kind: Kind, body: Body) -> pb.Prompt | None:
 def _is_plain(message: Any) -> bool:
     return (
         isinstance(message, dict)
-        and message.get("role") in RECORDED_ROLES
-        and isinstance(message.get("content"), str)
+        and {name for name in message if message[name] is not None} == {"role", "content"}
+        and message["role"] in RECORDED_ROLES
+        and isinstance(message["content"], str)
     )
 
 

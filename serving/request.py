@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from contracts.errors import InvalidInput
-from contracts.fields import Metadata
+from contracts.fields import Metadata, told_of
 from serving.engine import Body, Kind
 
 MAX_CHOICES = 128
@@ -164,6 +164,10 @@ class Message(_Part):
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
     tool_call_id: Annotated[str, Field(max_length=64)] | None = None
+    # Of an answer that is sent back as OpenAI's client dumps it.
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
 
 class FunctionDefinition(_Part):
@@ -277,14 +281,9 @@ def _first(error: ValidationError, said: Body) -> InvalidInput:
         for fault in error.errors(include_url=False)
     ]
     path, fault = max(faults, key=lambda f: (len(f[0]), not f[1]["type"].endswith("_type")))
-    value = fault["input"]
-    if fault["type"] == "missing":
-        return InvalidInput(".".join(path), "a value", "nothing")
-    if fault["type"] == "extra_forbidden":
-        return InvalidInput(".".join(path), *_refusal(""))
-    expected = fault["msg"].removeprefix("Input should be ").partition(" after validation")[0]
-    got = value if isinstance(value, bool | int | float) else type(value).__name__
-    return InvalidInput(".".join(path) or "body", expected[:1].lower() + expected[1:], got)
+    if fault["type"] == "union_tag_invalid":
+        path.append("type")
+    return InvalidInput(".".join(path) or "body", *told_of(fault))
 
 
 def _path(loc: Sequence[int | str], value: Any, *, missing: bool) -> list[str]:

@@ -94,9 +94,12 @@ def make_public(chunk: Chunk, release: Release, *, token_ids: bool, usage: bool)
     gets; `usage` null where it is asked for and not known.
     """
     chunk.model, chunk.system_fingerprint = release.model, release.id
-    if not token_ids:
-        for choice in chunk.choices:
+    for choice in chunk.choices:
+        if not token_ids:
             choice.token_ids = choice.prompt_token_ids = UNSET
+        for call in choice.delta.tool_calls if choice.delta else ():
+            if "name" in (function := call.get("function") or {}):
+                function.setdefault("arguments", "")  # for a client to add the others to
     chunk.usage = (chunk.usage or None) if usage else UNSET
 
 

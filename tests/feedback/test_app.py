@@ -245,6 +245,35 @@ def test_a_malformed_ranking_names_the_field(
 
 
 @pytest.mark.usefixtures("opted_in")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": [["0"], [1]]}, "groups.0.0: expected a valid integer, got 'str'"),
+        ({"groups": [[0]] * 10}, "groups: expected at most 9 items, got 10"),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k: expected at most 512 characters, got 513"),
+        ({"seconds_spent": -1}, "seconds_spent: expected greater than or equal to 0, got -1"),
+        ({"rank": 1}, "rank: expected only arguments that exist, got 'an unrecognized one'"),
+    ],
+)
+def test_a_malformed_ranking_says_what_was_expected_and_what_came(
+    client: TestClient, change: dict[str, object], message: str
+) -> None:
+    response = client.post("/v1/feedback/rankings", headers=ANN, json=JUDGEMENT | change)
+    assert response.json()["error"]["message"] == message
+
+
+@pytest.mark.usefixtures("opted_in")
+def test_a_body_of_another_type_and_a_header_are_named(client: TestClient) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.post("/v1/feedback/rankings", headers=ANN | form, content="{}")
+    expected = "body: expected a JSON object, sent as application/json, got 'bytes'"
+    assert answer.json()["error"]["message"] == expected
+    page = {"X-Instructloop-Source": "other"}
+    answer = client.post("/v1/feedback/rankings", headers=ANN | page, json=JUDGEMENT)
+    assert answer.json()["error"]["param"] == "X-Instructloop-Source"
+
+
+@pytest.mark.usefixtures("opted_in")
 @pytest.mark.parametrize("body", ["{", '{"metadata": {"k": "\\ud800"}}', "[]", ""])
 def test_what_is_no_judgement_at_all_is_400(client: TestClient, log: Log, body: str) -> None:
     headers = ANN | {"Content-Type": "application/json"}

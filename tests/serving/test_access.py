@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from contracts.access import Principal
-from contracts.errors import AccessDenied, NotFound
+from contracts.errors import AccessDenied, InvalidInput, NotFound
 from serving.access import KeyStore, agreed_notice
 from tests.fakes import FixedConsent
 
@@ -19,6 +19,14 @@ def test_key_opens_what_its_owner_may(tmp_path: Path) -> None:
     assert keys.authenticate(f"bearer  {key} ").user_id == "ann"
     (info,) = keys.list()
     assert (info.principal.key_id, info.created, info.revoked) == (key_id, 5.0, None)
+
+
+@pytest.mark.parametrize("project", ["", "my shop", "caf\u00e9", "a\nb", "p" * 65])
+def test_a_project_is_what_a_header_can_say(tmp_path: Path, project: str) -> None:
+    keys = KeyStore(tmp_path / "keys.sqlite")
+    with pytest.raises(InvalidInput, match="project: expected"):
+        keys.create("ann", project=project)
+    assert keys.list() == []
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer il-wrong", "Basic x"])

@@ -72,6 +72,17 @@ def test_a_delta_keeps_what_it_says_and_no_empty_list_of_calls() -> None:
     assert choice["delta"]["tool_calls"] == delta["tool_calls"]
 
 
+def test_the_arguments_of_a_call_begin_as_a_text_to_add_to() -> None:
+    """So does OpenAI's own example of reading them."""
+    parts = [{"index": 0, "id": "c1", "function": {"name": "f"}}]
+    parts += [{"index": 0, "function": {"arguments": text}} for text in ("{", "}")]
+    deltas: list[Any] = [
+        {**HEAD, "choices": [{"index": 0, "delta": {"tool_calls": [part]}}]} for part in parts
+    ]
+    calls = [said(body)["choices"][0]["delta"]["tool_calls"][0]["function"] for body in deltas]
+    assert [call["arguments"] for call in calls] == ["", "{", "}"]
+
+
 def test_an_error_among_the_chunks_is_raised() -> None:
     error = {"message": "broken", "type": "InternalServerError", "param": None, "code": 500}
     with pytest.raises(engine.EngineRefused, match="broken") as caught:

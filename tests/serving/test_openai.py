@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai.types.chat import ChatCompletion
 
 from contracts.artifact import ArtifactStore
 from contracts.errors import InvalidInput
@@ -17,6 +18,7 @@ from contracts.events import Stamper
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from serving.app import create_app
+from serving.engine import EngineRefused
 from serving.openai import filled
 from serving.request import checked
 from serving.settings import Settings
@@ -63,7 +65,7 @@ async def house(
     app = create_app(
         Settings(
             release_poll_s=0.01,
-            max_body_bytes=2000,
+            max_body_bytes=20_000,
             stall_bound_s=0.3,
             content_filter=content_filter,
         ),
@@ -286,7 +288,7 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         (ASK | {"prompt": {"a": 1}}, 400, "prompt", None),
         (ASK | {"stop": ["x"] * 5}, 400, "stop", None),
         (ASK | {"stop_token_ids": [1] * 65}, 400, "stop_token_ids", None),
-        (ASK | {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "body", None),
+        (ASK | {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "logit_bias", None),
         (ASK | {"logit_bias": {"1": 101}}, 400, "logit_bias.1", None),
         (ASK | {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
         (ASK | {"structured_outputs": {}}, 400, "structured_outputs", None),
@@ -295,7 +297,8 @@ def test_client_that_leaves_is_not_recorded_and_holds_up_no_swap(
         (ASK | {"kv_transfer_params": {}}, 400, "kv_transfer_params", None),
         (ASK | {"metadata": {"a": 1}}, 400, "metadata.a", None),
         (ASK | {"metadata": ["a"]}, 400, "metadata", None),
-        (ASK | {"prompt": "x" * 2000}, 400, "body", None),
+        (ASK | {"prompt": "x" * 20_000}, 413, None, None),
+        (ASK | {"stop": ["a", "b", "c", "d", "e"]}, 400, "stop", None),
         ([ASK], 400, "body", None),
     ],
 )
@@ -342,6 +345,48 @@ def test_null_means_the_default() -> None:
     }
     with pytest.raises(InvalidInput, match="prompt"):
         checked("chat", {"model": "m", "prompt": "p"}, 16)
+
+
+def test_several_answers_at_temperature_0_are_the_likeliest_ones(tmp_path: Path) -> None:
+    async def scene(here: House) -> None:
+        cold = ASK | {"temperature": 0, "top_k": 5}
+        for more in ({"n": 2}, {"n": 1, "best_of": 2}):
+            assert (await here.post("completions", cold | more)).status_code == 200
+            # vLLM takes n above 1 at a temperature only.
+            assert (here.engine.asked[-1]["temperature"], here.engine.asked[-1]["top_k"]) == (1, 1)
+        assert [e.completion.sampling.temperature for e in here.sink.completions()] == [0, 0]
+        await here.post("completions", cold | {"n": 1})
+        assert (here.engine.asked[-1]["temperature"], here.engine.asked[-1]["top_k"]) == (0, 5)
+
+    run(tmp_path, scene)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_refuses_is_not_said_to_be_kept(tmp_path: Path, stream: bool) -> None:
+    async def scene(here: House) -> None:
+        async def refuse(kind: object, body: object, adapter: object = None) -> Any:
+            raise EngineRefused("too long")
+
+        here.engine.answer = refuse  # type: ignore[method-assign]
+        response = await here.post("completions", ASK | {"stream": stream})
+        assert response.status_code == 400
+        assert response.headers["x-instructloop-recorded"] == "false"
+
+    run(tmp_path, scene)
+
+
+def test_an_answer_can_be_sent_back_as_the_client_dumps_it(tmp_path: Path) -> None:
+    async def scene(here: House) -> None:
+        said = (await here.post("chat/completions", CHAT)).json()
+        message = ChatCompletion.model_validate(said).choices[0].message.model_dump()
+        assert {name for name in message if message[name] is None} > {"audio", "function_call"}
+        asked: Any = CHAT["messages"]
+        turns = [*asked, message, *asked]
+        response = await here.post("chat/completions", CHAT | {"messages": turns, "store": True})
+        assert response.status_code == 200
+        assert len(here.sink.completions()[-1].completion.prompt.messages) == len(turns)
+
+    run(tmp_path, scene)
 
 
 def test_models_and_releases(tmp_path: Path) -> None:

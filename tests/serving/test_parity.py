@@ -37,14 +37,15 @@ def refused(call: Any, kind: type[openai.APIStatusError], **said: Any) -> dict[s
 @row(
     "`n`",
     openai="1 to 128; null is 1",
-    vllm="unbounded; null is an error",
-    here="1 to the operator's bound (16, at most 128); null is 1",
+    vllm="unbounded; null is an error; 400 above 1 at temperature 0",
+    here="1 to the operator's bound (16, at most 128); null is 1; at temperature 0 too",
 )
 def test_n_is_bounded_and_null_is_one(here: House) -> None:
     client = here.openai()
     null = client.completions.create(**TEXT, extra_body={"n": None})
     assert len(null.choices) == 1
     assert len(client.completions.create(**TEXT, n=16).choices) == 16
+    assert len(client.completions.create(**TEXT, n=2, temperature=0).choices) == 2
     for n in (0, 17, 999):
         refused(
             lambda n=n: client.completions.create(**TEXT, n=n), openai.BadRequestError, param="n"
@@ -205,6 +206,10 @@ def test_stored_completions_are_their_owners_to_see_and_delete(here: House) -> N
     chosen = cat.chat.completions.list(metadata={"use_case": "qa"}, order="desc")
     assert [c.id for c in chosen] == [made[2].id, made[0].id]
     assert list(cat.chat.completions.list(model="large")) == []
+    for odd in ("", "a[b]", "c d\n"):
+        kept = cat.chat.completions.create(**CHAT, max_tokens=2, metadata={odd: "\u00e9&="})
+        assert [c.id for c in cat.chat.completions.list(metadata={odd: "\u00e9&="})] == [kept.id]
+        cat.chat.completions.delete(kept.id)
     got = cat.chat.completions.retrieve(made[0].id)
     assert got.choices[0].message.content == made[0].choices[0].message.content
     assert got.system_fingerprint == made[0].system_fingerprint
@@ -278,6 +283,11 @@ def test_routes_that_do_not_exist_are_404(here: House) -> None:
     client = here.openai()
     refused(lambda: client.embeddings.create(model="tiny", input="x"), openai.NotFoundError)
     refused(lambda: client.responses.create(model="tiny", input="x"), openai.NotFoundError)
+    # A slash too many is told as it came.
+    missing = refused(
+        lambda: client.get("/chat/completions/", cast_to=object), openai.NotFoundError
+    )
+    assert missing["message"] == "Invalid URL (GET /v1/chat/completions/)"
 
 
 @row(

@@ -68,6 +68,12 @@ def test_sampling_fields_reach_the_engine(client: OpenAI) -> None:
     assert biased.choices[0].model_dump()["token_ids"] == [9, 9, 9, 9]
     assert ask(**TEXT, echo=True, user="u").choices[0].text.startswith("Write one")
     ask(**TEXT, presence_penalty=2, frequency_penalty=-2)
+    cold: dict[str, Any] = TEXT | {"temperature": 0, "logprobs": 0}
+    (likeliest,) = ask(**cold).choices
+    for choice in ask(**cold, n=3).choices:
+        assert choice.text == likeliest.text
+        assert choice.logprobs is not None and likeliest.logprobs is not None
+        assert choice.logprobs.token_logprobs == pytest.approx(likeliest.logprobs.token_logprobs)
 
 
 @row(
@@ -179,7 +185,8 @@ def test_tools_are_called(client: OpenAI) -> None:
     for chunk in ask(**many, stream=True):
         for choice in chunk.choices:
             for part in choice.delta.tool_calls or []:
-                said[choice.index] += part.function.arguments or "" if part.function else ""
+                assert part.function is not None and part.function.arguments is not None
+                said[choice.index] += part.function.arguments
             ended[choice.index] = choice.finish_reason or ended.get(choice.index, "")
     whole = [said[i] for i, reason in ended.items() if reason != "length"]
     assert whole
@@ -212,6 +219,8 @@ def test_answers_keep_a_form(client: OpenAI) -> None:
     here="as OpenAI",
 )
 def test_too_long_a_prompt_has_its_code(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(**TEXT | {"prompt": "Write " * 400})
-    assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+    # By its tokens, and by its characters before there are any.
+    for words in (400, 4000):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**TEXT | {"prompt": "Write " * words})
+        assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
