@@ -85,6 +85,7 @@ def public(body: Body, release: Release, *, token_ids: bool) -> Body:
     said = {name: body[name] for name in FIELDS if name in body}
     said["model"] = release.model
     said["choices"] = [_choice(choice, token_ids) for choice in body["choices"]]
+    said["usage"] = {name: n for name, n in body["usage"].items() if n is not None}
     said["system_fingerprint"] = release.id
     return said
 
@@ -116,7 +117,7 @@ def _choice(choice: Body, token_ids: bool) -> Body:
 def _message(message: Body) -> Body:
     said = {name: message[name] for name in MESSAGE_FIELDS if name in message}
     if calls := message.get("tool_calls"):
-        said["tool_calls"] = calls
+        said |= {"tool_calls": calls, "content": said.get("content") or None}
     return said
 
 

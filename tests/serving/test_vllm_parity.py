@@ -124,6 +124,7 @@ def test_body_has_openais_fields_only(client: OpenAI) -> None:
     text = json.loads(client.completions.with_raw_response.create(**TEXT, logprobs=2).text)
     assert text.keys() == envelope and text["id"].startswith("cmpl-")
     assert text["object"] == "text_completion"
+    assert text["usage"].keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert text["choices"][0].keys() == {"index", "text", "logprobs", "finish_reason"}
     parts = {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
     assert text["choices"][0]["logprobs"].keys() == parts
@@ -176,8 +177,9 @@ def test_tools_are_called(client: OpenAI) -> None:
     named: Any = {"type": "function", "function": {"name": "weather"}}
     long: dict[str, Any] = CHAT | {"tools": [WEATHER], "max_tokens": 120}
     many = long | {"tool_choice": named, "temperature": 1, "n": 8, "seed": 1}
-    calls: list[Any] = [c.message.tool_calls for c in ask(**many).choices if c.message.tool_calls]
-    assert calls
+    called = [c.message for c in ask(**many).choices if c.message.tool_calls]
+    assert called and {message.content for message in called} == {None}
+    calls: list[Any] = [message.tool_calls for message in called]
     for (call,) in calls:
         assert call.function.name == "weather"
         assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
