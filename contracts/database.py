@@ -7,6 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from contracts.errors import InvalidInput
+
+
+@contextmanager
+def opening(file: Path) -> Iterator[None]:
+    """Make the folder of a file that is opened inside. Raises InvalidInput, by the file's name,
+    where either fails: what SQLite says names none.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, sqlite3.DatabaseError) as e:
+        raise InvalidInput(str(file), "a file that can be read and written", str(e)) from e
+
 
 @contextmanager
 def only_one_opens(folder: Path) -> Iterator[None]:

@@ -78,5 +78,5 @@ def fault_in(error: ValidationError) -> tuple[str, str, object]:
         return field, "a value", "nothing"
     if fault["type"] == "extra_forbidden":
         return field, "a name that exists", "an unknown one"
-    expected = fault["msg"].removeprefix("Input should be ")
+    expected = fault["msg"].removeprefix("Input should be ").removeprefix("String should match ")
     return field, expected[:1].lower() + expected[1:], fault["input"]

@@ -39,7 +39,7 @@ def serve(
     model: Annotated[Path | None, typer.Option(help="Model folder to release first.")] = None,
     name: Annotated[str, typer.Option(help="Name of that model in requests.")] = "instructloop",
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     log: Log = LOG,
     registry: Registry = REGISTRY,
     keys: Keys = KEYS,
@@ -56,16 +56,19 @@ def serve(
     settings = Settings()
     place = Place(log=log, registry=registry, keys=keys)
     releases = ReleaseRegistry(registry)
-    if model is not None:
-        bring_model(releases, model, name, code_version())
-    if releases.current_id() is None:
-        typer.echo(
-            "nothing is released yet; waiting for the first release (or give --model FOLDER)",
-            err=True,
-        )
-    if not keys.exists():
-        typer.echo(f"Playground: http://{host}:{port}/#key={key_for_newcomer(place)}")
-    run(place, settings, host, port)
+
+    def prepare() -> None:
+        if model is not None:
+            bring_model(releases, model, name, code_version())
+        if releases.current_id() is None:
+            typer.echo(
+                "nothing is released yet; waiting for the first release (or give --model FOLDER)",
+                err=True,
+            )
+        if (key := key_for_newcomer(place)) is not None:
+            typer.echo(f"Playground: http://{host}:{port}/#key={key}")
+
+    run(place, settings, host, port, prepare=prepare)
 
 
 @keys.command("create")

@@ -89,10 +89,18 @@ def create_app(
 
 
 def serve(
-    place: Place, settings: Settings, host: str, port: int, engine: Engine | None = None
+    place: Place,
+    settings: Settings,
+    host: str,
+    port: int,
+    engine: Engine | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight finishes, within the bound, and its events are
     written. Ends the process with status 0, or with 1 where the engine failed.
+
+    `prepare` is called when every setting has proved right, before the port opens. Raises
+    InvalidInput for one that is wrong.
     """
     configure_logging(settings.log_format)
     hide_messages_of_exceptions()
@@ -108,8 +116,10 @@ def serve(
     # Uvicorn drains, then raises the signal again: by default the process would end right there.
     signal.signal(signal.SIGTERM, end)
     with closing(open_events(place.log, spool=spool)) as events:
+        app = create_app(place, settings, events, spool, engine, fail)
+        prepare()
         uvicorn.run(
-            create_app(place, settings, events, spool, engine, fail),
+            app,
             host=host,
             port=port,
             log_config=None,
@@ -203,10 +213,12 @@ def _together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return first | {"paths": paths, "components": components}
 
 
-def key_for_newcomer(place: Place) -> str:
-    """A fresh key of a fresh person, for who opens the Playground for the first time."""
-    key, _ = KeyStore(place.keys).create(f"guest-{secrets.token_hex(4)}")
-    return key
+def key_for_newcomer(place: Place) -> str | None:
+    """A fresh key of a fresh person, for who opens the Playground for the first time; None where
+    there are keys.
+    """
+    keys = KeyStore(place.keys)
+    return None if keys.list() else keys.create(f"guest-{secrets.token_hex(4)}")[0]
 
 
 def bring_model(registry: ReleaseRegistry, folder: Path, name: str, code_version: str) -> Release:

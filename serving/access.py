@@ -23,6 +23,7 @@ from contracts.access import (
     Principal,
     Scope,
 )
+from contracts.database import opening
 from contracts.errors import AccessDenied, InvalidInput, NotFound, Unauthenticated
 from serving.limits import Limiter
 from serving.telemetry import visit_of
@@ -78,13 +79,14 @@ class KeyStore:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._clock = clock
         self._lock, self._looking = threading.Lock(), threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._migrate()
-        self._looks = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        with opening(path):
+            shared: dict[str, Any] = {"check_same_thread": False, "isolation_level": None}
+            self._db = sqlite3.connect(path, timeout=10, **shared)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._migrate()
+            self._looks = sqlite3.connect(path, **shared)
 
     def create(
         self,

@@ -15,6 +15,7 @@ from serving.chunk import Chunk
 from serving.engine import Body
 
 FINISH = "content_filter"
+VARIABLE = "INSTRUCTLOOP_CONTENT_FILTER"
 
 
 class ContentFilter(Protocol):
@@ -38,7 +39,7 @@ class WordFilter:
     def __init__(self, words: Iterable[str]) -> None:
         phrases = [word.split() for word in words if word.split()]
         if not phrases:
-            raise InvalidInput("content_filter", "a list with words in it", "none")
+            raise InvalidInput(VARIABLE, "a list with words in it", "none")
         spaced = [r"\s{1,8}".join(map(re.escape, phrase)) for phrase in phrases]
         self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", re.IGNORECASE)
         # The last character may be one more of a longer, harmless word.
@@ -67,7 +68,7 @@ def load(setting: str) -> ContentFilter | None:
         made: ContentFilter = getattr(importlib.import_module(kind), name)()
     except (OSError, ImportError, AttributeError, ValueError) as e:
         expected = "words:FILE or module:NAME"
-        raise InvalidInput("content_filter", expected, f"{setting} ({e})") from e
+        raise InvalidInput(VARIABLE, expected, f"{setting} ({e})") from e
     return made
 
 

@@ -139,7 +139,11 @@ class Limiter:
 
 def _in_redis(storage: str) -> tuple[Counter, Counter]:
     bounds = {"socket_timeout": STORAGE_BOUND_S, "socket_connect_timeout": STORAGE_BOUND_S}
-    redis = storage_from_string(storage, wrap_exceptions=True, **bounds)
+    try:
+        redis = storage_from_string(storage, wrap_exceptions=True, **bounds)
+    except ValueError:  # the URL, which may hold a password, is not repeated
+        got = "an address that cannot be read"
+        raise InvalidInput("INSTRUCTLOOP_LIMIT_STORAGE", "redis://host:port/0", got) from None
     return MovingWindowRateLimiter(redis), SlidingWindowCounterRateLimiter(redis)
 
 

@@ -5,7 +5,7 @@ import datetime as dt
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from contracts.release import ReleaseRegistry
 from contracts.rollout import BEAT_S, Replica
@@ -64,7 +64,7 @@ class ReplicaReporter:
             while True:
                 record = self.record()
                 if told is None or _differ(record, told):
-                    await asyncio.to_thread(self._report, record)
+                    await _to_its_end(asyncio.to_thread(self._report, record))
                     told = record
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -75,6 +75,15 @@ class ReplicaReporter:
             self._registry.rollout.report(record)
         except OSError as e:  # a registry that cannot be written to stops no answer
             log.warning("replica %s: its record could not be written: %s", self.name, e)
+
+
+async def _to_its_end(work: Awaitable[None]) -> None:
+    """Cancelled or not: a record that a thread writes late would outlive this server."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await task
 
 
 def _differ(new: Replica, told: Replica) -> bool:

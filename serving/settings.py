@@ -35,7 +35,7 @@ class Settings(FromEnvironment):
     kv_cache_gib: int = Field(
         default=1, ge=1, description="memory for keys and values of attention, in GiB"
     )
-    dtype: str = Field(
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = Field(
         default="float32",
         description="what the engine computes in; a release's canary was computed in float32",
     )
@@ -125,6 +125,7 @@ class Settings(FromEnvironment):
     )
     replica: str | None = Field(
         default=None,
+        pattern=r"^([^/.][^/]*)?$",
         description="what this server is called in the registry; `None`: the host's name and the "
         "process's number",
     )
@@ -146,6 +147,7 @@ class Settings(FromEnvironment):
     )
     otlp_endpoint: str = Field(
         default="",
+        pattern=r"^(https?://.+)?$",
         description="where spans go, `http://collector:4318/v1/traces`; empty: nowhere",
     )
 

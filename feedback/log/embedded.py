@@ -13,7 +13,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from contracts.database import only_one_opens, transaction
+from contracts.database import only_one_opens, opening, transaction
 from contracts.errors import InvalidInput
 from contracts.events import TEXT_BODIES, TOPIC_OF, topic_of, without_text
 from contracts.log import DeadLetter, Record
@@ -107,9 +107,8 @@ class EmbeddedLog:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._clock = clock
-        with only_one_opens(path.parent):
+        with opening(path), only_one_opens(path.parent):
             self._writer = _connect(path)
             self._writer.executescript(_SCHEMA)
             _add_columns(self._writer, clock())

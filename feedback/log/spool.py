@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from contracts.database import opening
 from contracts.environment import FromEnvironment
 from contracts.errors import InvalidInput, LogUnavailable
 from contracts.events import topic_of
@@ -114,13 +115,13 @@ class Spool:
         connect: Callable[[Path, str], sqlite3.Connection] | None = None,
     ) -> None:
         connect = connect or _connect
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(path)
         self.path, self._max_bytes, self._clock = path, max_bytes, clock
-        self._writer = connect(path, "FULL")
-        self._writer.execute(_SCHEMA)
-        # A row that comes back after a power loss is sent twice, and shown once.
-        self._reader = connect(path, "NORMAL")
+        with opening(path):
+            self._lock_file = _lock(path)
+            self._writer = connect(path, "FULL")
+            self._writer.execute(_SCHEMA)
+            # A row that comes back after a power loss is sent twice, and shown once.
+            self._reader = connect(path, "NORMAL")
         self._asked: list[_Append] = []
         self._gathering, self._counting = threading.Lock(), threading.Lock()
         self._writing, self._reading = threading.Lock(), threading.Lock()

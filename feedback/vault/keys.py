@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from contracts.database import only_one_opens, transaction
+from contracts.database import only_one_opens, opening, transaction
 from feedback.vault.master import KEY_BYTES, LocalMasterKeys, MasterKeys
 
 _SCHEMA = """
@@ -38,12 +38,13 @@ class KeyVault:
     def __init__(
         self, path: Path, master: MasterKeys, clock: Callable[[], float] = time.time
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._master, self._clock = path, master, clock
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        path.chmod(0o600)
-        with only_one_opens(path.parent):
+        with opening(path), only_one_opens(path.parent):
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=30
+            )
+            path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(_SCHEMA)
         self._db.execute("PRAGMA synchronous = FULL")

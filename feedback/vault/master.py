@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from contracts.artifact import fsync
+from contracts.database import opening
 from contracts.errors import InvalidInput
 
 ENVIRONMENT = "INSTRUCTLOOP_MASTER_KEY"
@@ -52,9 +53,10 @@ class LocalMasterKeys:
         """From the environment, comma-separated; else from `file`, made with a fresh key."""
         if said := environment.get(ENVIRONMENT):
             return cls([_decoded(ENVIRONMENT, key) for key in said.split(",")])
-        if not file.exists():
-            _create(file, secrets.token_bytes(KEY_BYTES))
-        return cls(_read(file), file)
+        with opening(file):
+            if not file.exists():
+                _create(file, secrets.token_bytes(KEY_BYTES))
+            return cls(_read(file), file)
 
     def current(self) -> str:
         self._follow()
@@ -139,7 +141,6 @@ def _read(file: Path) -> list[bytes]:
 
 def _create(file: Path, *keys: bytes) -> None:
     """Durably, readable by the owner alone; who comes second to the same name uses the first's."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(base64.b64encode(key).decode() + "\n" for key in keys)
     aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

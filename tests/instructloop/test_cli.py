@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,23 @@ def test_share_sets_shows_and_takes_away_a_part_of_the_people(registry: ReleaseR
         assert isinstance(error, InvalidInput) and error.field == "share"
     assert release(registry, "share", "r1=0").output == ""
     assert registry.shares().parts == {}
+
+
+def test_wrong_setting_of_a_server_is_named_before_a_model_is_read_or_a_key_made(
+    tmp_path: Path,
+) -> None:
+    wrong = {"INSTRUCTLOOP_CONTENT_FILTER": "words:nowhere", "PYTHONPATH": str(Path.cwd())}
+    said = subprocess.run(
+        [sys.executable, "-m", "instructloop.cli", "serve", "--model", "nowhere"],
+        cwd=tmp_path,
+        env=os.environ | wrong,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.returncode, said.stdout) == (1, "")
+    assert re.fullmatch("instructloop: INSTRUCTLOOP_CONTENT_FILTER: expected .*\n", said.stderr)
+    assert KeyStore(tmp_path / "instructloop-data" / "keys.db").list() == []
 
 
 def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:

@@ -1,8 +1,16 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from contracts.errors import InvalidInput
 from feedback.log.address import KafkaSettings
+from feedback.log.embedded import EmbeddedLog
+from feedback.log.spool import Spool
+from feedback.vault.keys import KeyVault
+from feedback.vault.master import LocalMasterKeys
 from instructloop.environment import check_environment
+from serving.access import KeyStore
 from serving.settings import Settings
 
 
@@ -30,3 +38,39 @@ def test_wrong_value_is_refused_by_the_variables_name(monkeypatch: pytest.Monkey
         Settings()
     with pytest.raises(InvalidInput, match=r"^INSTRUCTLOOP_KAFKA_TIMEOUT_S: expected greater than"):
         KafkaSettings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("INSTRUCTLOOP_DTYPE", "float33"),
+        ("INSTRUCTLOOP_REPLICA", "a/b"),
+        ("INSTRUCTLOOP_OTLP_ENDPOINT", "collector:4318"),
+    ],
+)
+def test_value_that_would_fail_later_is_refused_at_once(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidInput, match=f"^{variable}: expected .*{value}"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    "open_in",
+    [
+        KeyStore,
+        EmbeddedLog,
+        lambda file: Spool(file, 1 << 20),
+        lambda file: KeyVault(file, LocalMasterKeys([bytes(32)])),
+        lambda file: LocalMasterKeys.at(file, {}),
+    ],
+    ids=["keys", "log", "spool", "vault", "master"],
+)
+def test_file_that_cannot_be_opened_is_named(
+    open_in: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in (tmp_path / "folder", Path("/proc/nowhere/file")):
+        with pytest.raises(InvalidInput, match=f"^{file}: expected a file that can be read"):
+            open_in(file)

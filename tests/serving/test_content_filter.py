@@ -71,7 +71,7 @@ def test_settings_name_a_list_or_code(tmp_path: Path) -> None:
     made = load("tests.serving.test_content_filter:Quiet")
     assert made is not None and asyncio.run(made.find("any")) is None
     for wrong in ("words:/none", "nowhere:X", "tests.fakes:Nothing", "x"):
-        with pytest.raises(InvalidInput, match="content_filter"):
+        with pytest.raises(InvalidInput, match="INSTRUCTLOOP_CONTENT_FILTER"):
             load(wrong)
 
 

@@ -90,6 +90,12 @@ def test_an_outage_of_the_counter_is_none_of_the_service() -> None:
     assert limiter.unlimited == 2
 
 
+def test_storage_that_cannot_be_read_is_named_without_its_password() -> None:
+    with pytest.raises(InvalidInput, match=r"^INSTRUCTLOOP_LIMIT_STORAGE: ") as caught:
+        Limiter(LimitOptions(storage="redis://:secret@h:port/0"), "wrong")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("seconds", "written"), [(0.02, "20ms"), (1, "1s"), (59.2, "1m0s"), (63, "1m3s"), (6, "6s")]
 )
