@@ -41,8 +41,10 @@ def _end_with_parent(parent: multiprocessing.process.BaseProcess) -> None:
     os._exit(1)
 
 
-# vLLM imports this module in its child process once, before the model is loaded.
+# vLLM imports this module in its child process once, before the model is loaded. In a process group
+# of its own: Ctrl-C is for the server, which has answers to finish; vLLM would break them off.
 if (_parent := multiprocessing.parent_process()) is not None:
+    os.setpgrp()
     threading.Thread(target=_end_with_parent, args=(_parent,), daemon=True).start()
 
 
