@@ -23,6 +23,7 @@ from serving import admin, content_filter, errors, openai, telemetry
 from serving import keys as key_routes
 from serving.access import Door, KeyStore
 from serving.answer import Desk
+from serving.body import BoundedBody
 from serving.engine import Engine
 from serving.gate import Gate
 from serving.limits import Limiter
@@ -38,6 +39,9 @@ log = logging.getLogger(__name__)
 METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
 }
+
+# Of an offer, which holds the headers of all weight files.
+PUSH_BYTES = 64 << 20
 
 # How long a server may take to end after its engine.
 END_BOUND_S = 20.0
@@ -117,6 +121,8 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     )
     app.state.swapper = swapper
     errors.install(app, metrics.limits)
+    push = {"/v1/admin/push": PUSH_BYTES} if settings.push else {}
+    app.add_middleware(BoundedBody, most=settings.max_body_bytes, more=push)
     app.add_middleware(
         telemetry.Telemetry,
         metrics=metrics,

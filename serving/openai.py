@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request
 
 from contracts.access import ConsentReader, Principal
-from contracts.errors import AccessDenied, InvalidInput, NotFound
+from contracts.errors import AccessDenied, NotFound
 from contracts.release import Release
 from contracts.v1 import events_pb2 as pb
 from serving.access import Door, agreed_notice
@@ -53,7 +53,6 @@ class Limits:
     """How much one request may ask for, and how long it may take to say it."""
 
     max_n: int = 16
-    max_body_bytes: int = 1 << 20
     read_bound_s: float = 30.0
     consent_bound_s: float = 1.0
 
@@ -239,9 +238,6 @@ async def _read(request: Request, limits: Limits) -> bytes:
         async with asyncio.timeout(limits.read_bound_s):
             async for part in request.stream():
                 body += part
-                if len(body) > limits.max_body_bytes:
-                    bound = limits.max_body_bytes
-                    raise InvalidInput("body", f"at most {bound} bytes", f"more than {bound}")
     except TimeoutError:
         message = f"The request did not arrive within {limits.read_bound_s:g} s."
         raise HTTPException(408, message) from None

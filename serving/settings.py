@@ -172,7 +172,7 @@ class Settings(FromEnvironment):
         )
 
     def limits(self) -> Limits:
-        return Limits(self.max_n, self.max_body_bytes, self.read_bound_s, self.consent_wait_s)
+        return Limits(self.max_n, self.read_bound_s, self.consent_wait_s)
 
     def limit_options(self) -> LimitOptions:
         return LimitOptions(self.requests_per_minute, self.tokens_per_minute, self.limit_storage)
