@@ -224,9 +224,9 @@ def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principa
             raise InvalidInput("notice_version", expected, body.notice_version)
         if body.granted and body.erase:
             raise InvalidInput("erase", "false where consent is granted", True)
-        if not body.granted and (body.erase or _changes(rights, who.user_id, body)):
+        if not body.granted:  # also where nothing seems granted: not all may be known here
             rights.withdraw(who.user_id, body.purposes, erase=body.erase)
-        elif body.granted and _changes(rights, who.user_id, body):
+        elif _is_new(rights, who.user_id, body):
             rights.grant(who.user_id, body.notice_version, body.purposes)
         return _consent_object(who.user_id, rights.state(who.user_id))
 
@@ -239,16 +239,14 @@ def _add_consent(app: FastAPI, rights: Rights, principal: Callable[..., Principa
         return rights.export(who.user_id)
 
 
-def _changes(rights: Rights, user_id: str, body: ConsentRequest) -> bool:
-    """Whether it is anything new; as long as nobody knows, it is."""
+def _is_new(rights: Rights, user_id: str, body: ConsentRequest) -> bool:
+    """Whether this was not agreed to yet; as long as nobody knows, it was not."""
     named: Collection[str] = body.purposes or PURPOSES
     try:
         state = rights.state(user_id)
     except LogUnavailable:
         return True
-    if body.granted:
-        return not state.has(body.notice_version, named)
-    return not set(named).isdisjoint(state.purposes)
+    return not state.has(body.notice_version, named)
 
 
 class _Pages(StaticFiles):

@@ -34,11 +34,13 @@ class LastKnownConsent:
 
     def state(self, user_id: str) -> ConsentState:
         """Raises LogUnavailable where nothing is known of the person."""
+        # Before the log is asked: what goes there meanwhile waits no longer, and counts.
+        said = self._spool.said_by(user_id, "consents")
+        asked = self._asking.submit(self._consent.state, user_id)
         try:
-            asked = self._asking.submit(self._consent.state, user_id)
             self._known[user_id] = asked.result(_BOUND_S)
         except (LogUnavailable, TimeoutError):
-            said = self._spool.said_by(user_id, "consents")
+            asked.cancel()  # or it would be asked before who comes once the log is back
             if not said and user_id not in self._known:
                 raise LogUnavailable("what the person agreed to is in a log that is away") from None
             # Once more what the log has by now changes nothing: the last word on a purpose counts.

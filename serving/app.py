@@ -40,6 +40,9 @@ METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
+# Of an offer, which holds the headers of all weight files.
+PUSH_BYTES = 64 << 20
+
 # How long a server may take to end after its engine.
 END_BOUND_S = 20.0
 
@@ -118,7 +121,13 @@ def create_app(  # noqa: PLR0913, PLR0917  it puts all of them together
     )
     app.state.swapper = swapper
     errors.install(app, metrics.limits)
-    app.add_middleware(Bounded, max_bytes=settings.max_body_bytes, bound_s=settings.read_bound_s)
+    push = {"/v1/admin/push": PUSH_BYTES} if settings.push else {}
+    app.add_middleware(
+        Bounded,
+        max_bytes=settings.max_body_bytes,
+        larger=push,
+        bound_s=settings.read_bound_s,
+    )
     app.add_middleware(
         telemetry.Telemetry,
         metrics=metrics,

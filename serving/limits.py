@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ParamSpec, Protocol, TypeVar
@@ -29,6 +30,8 @@ T = TypeVar("T")
 CHARACTERS_PER_TOKEN = 4
 # How long a limit's storage may hold up a request, in seconds.
 STORAGE_BOUND_S = 0.25
+# And for how long nobody asks it again after it did.
+AWAY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,22 @@ class Limiter:
     """
 
     def __init__(
-        self, options: LimitOptions, name: str, clock: Callable[[], float] = time.time
+        self, options: LimitOptions, name: str, clock: Callable[[], float] | None = None
     ) -> None:
-        self._options, self._name, self._clock = options, name, clock
+        self._options, self._name = options, name
         self._remote = options.storage.startswith("redis")
+        # In memory a clock that is set back would hold keys at their limits until it has caught up.
+        self._clock = clock = clock or (time.time if self._remote else time.monotonic)
         self._requests, self._tokens = (
             _in_redis(options.storage)
             if self._remote
             else (MovingWindow(clock), SlidingCounter(clock))
         )
-        self._lock = threading.Lock()
+        # Counters in memory are not safe for several threads at once.
+        self._alone: AbstractContextManager[object] = (
+            nullcontext() if self._remote else threading.Lock()
+        )
+        self._away_until = -math.inf
         # Requests that were let through because the storage did not answer.
         self.unlimited = 0
 
@@ -98,11 +107,11 @@ class Limiter:
     def settle(self, who: Principal, taken: int, used: int) -> None:
         """Count what a request cost beyond what was taken for it."""
         limit = _own(who.tokens_per_minute, self._options.tokens_per_minute)
-        if not limit or used <= taken:
+        if not limit or used <= taken or self._clock() < self._away_until:
             return
         item, key = _per_minute(limit), (self._name, "tokens", who.key_id)
         try:
-            with self._lock:
+            with self._alone:
                 left = self._tokens.get_window_stats(item, *key).remaining
                 self._tokens.hit(item, *key, cost=max(0, min(used - taken, left)))
         except StorageError as e:
@@ -113,10 +122,12 @@ class Limiter:
     ) -> dict[str, str]:
         if not limit:
             return {}
+        if self._clock() < self._away_until:
+            self.unlimited += 1
+            return {}
         item, key = _per_minute(limit), (self._name, kind, who.key_id)
         try:
-            # Counters in memory are not safe for several threads at once.
-            with self._lock:
+            with self._alone:
                 taken = counter.hit(item, *key, cost=cost)
                 left = counter.get_window_stats(item, *key)
         except StorageError as e:
@@ -134,6 +145,7 @@ class Limiter:
 
     def _let_through(self, error: Exception) -> None:
         self.unlimited += 1
+        self._away_until = self._clock() + AWAY_S
         log.warning("limits are not counted: %s", type(error).__name__)
 
 

@@ -19,7 +19,8 @@ MAX_CHOICES = 128
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+# Of a long list of faults the first one is enough: a body has room for a million.
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Bias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
@@ -116,9 +117,9 @@ class CompletionRequest(Sampled):
 
     prompt: (
         Annotated[str, Field(max_length=1 << 20)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1)]
+        | Annotated[list[Tokens], Field(min_length=1, fail_fast=True)]
         | None
     ) = None
     max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
@@ -159,7 +160,7 @@ class Message(_Part):
     )
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
     name: Annotated[str, Field(max_length=64)] | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
@@ -218,7 +219,7 @@ class ChatRequest(Sampled):
         }
     )
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None

@@ -176,7 +176,10 @@ class WeightSwapper:
 
     async def _follow_registry(self) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except OSError as e:
+                log.warning("the registry cannot be read, going on with what is served: %s", e)
             await asyncio.sleep(self._options.poll_s)
 
     async def _load_first(self) -> None:

@@ -102,8 +102,16 @@ def test_purposes_can_be_granted_and_withdrawn_one_by_one(client: TestClient, lo
     less = {"granted": False, "notice_version": "1", "purposes": ["training"]}
     left = client.put("/v1/consent", headers=ANN, json=less).json()
     assert (left["granted"], left["purposes"]) == (False, ["reading"])
-    client.put("/v1/consent", headers=ANN, json=less)
+    client.put("/v1/consent", headers=ANN, json=some | {"purposes": ["reading"]})
     assert log.ends("consents")[0] == 2
+
+
+def test_a_withdrawal_is_written_whatever_seems_to_be_granted(client: TestClient, log: Log) -> None:
+    """Another server may have taken an agreement that is not known here yet."""
+    nothing = {"granted": False, "notice_version": "1"}
+    assert client.put("/v1/consent", headers=ANN, json=nothing).json()["granted"] is False
+    (record,) = log.read("consents", 0, 0, 9)
+    assert record.event.consent.state == pb.CONSENT_STATE_WITHDRAWN
 
 
 def test_a_person_learns_what_is_held_and_what_was_made_of_it(client: TestClient, log: Log) -> None:
@@ -136,9 +144,7 @@ def test_a_consent_that_makes_no_sense_is_refused(
     assert log.ends("consents")[0] == 0
 
 
-def test_saying_the_same_again_writes_nothing(client: TestClient, log: Log) -> None:
-    client.put("/v1/consent", headers=ANN, json={"granted": False, "notice_version": "1"})
-    assert log.ends("consents")[0] == 0
+def test_agreeing_to_the_same_again_writes_nothing(client: TestClient, log: Log) -> None:
     for _ in range(2):
         client.put("/v1/consent", headers=ANN, json={"granted": True, "notice_version": "1"})
     assert log.ends("consents")[0] == 1

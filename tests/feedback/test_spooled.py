@@ -1,5 +1,6 @@
 """A spool before a real Kafka that dies, freezes and comes back; nobody waits for it."""
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from contracts.errors import LogUnavailable
 from contracts.log import follow
 from contracts.v1 import events_pb2 as pb
 from demo.broker import Cluster
-from feedback.consent import ConsentLedger, ConsentState
+from feedback.consent import ConsentLedger, ConsentState, Standing
 from feedback.log import open_log
 from feedback.log.address import KafkaSettings, parse
 from feedback.log.kafka import KafkaLog
@@ -179,6 +180,49 @@ class Away:
 
     def state(self, user_id: str) -> ConsentState:
         raise LogUnavailable(user_id)
+
+
+class Slow:
+    """ConsentStates over a log in which everybody agreed, and which answers when it may."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_answer = 0, threading.Event()
+
+    def granted_notice(self, user_id: str, *, wait: bool = True) -> str | None:
+        return self.state(user_id).granted
+
+    def state(self, user_id: str) -> ConsentState:
+        self.asked += 1
+        self.may_answer.wait(5)
+        return ConsentState.on_all(Standing("v1"))
+
+
+def test_questions_that_nobody_waits_for_are_not_asked_once_the_log_is_back(tmp_path: Path) -> None:
+    """They would come before everybody's, who would be told what was known last meanwhile."""
+    spool, slow = Spool(tmp_path / "spool.db", 1 << 20), Slow()
+    known = LastKnownConsent(slow, spool)
+    for _ in range(3):
+        assert known.granted_notice("ann") is None
+    slow.may_answer.set()
+    until(lambda: known.granted_notice("ann") == "v1")
+    assert slow.asked == 2
+    spool.close()
+
+
+def test_a_withdrawal_counts_that_leaves_the_spool_while_the_log_is_asked(tmp_path: Path) -> None:
+    spool, slow = Spool(tmp_path / "spool.db", 1 << 20), Slow()
+    known = LastKnownConsent(slow, spool)
+    slow.may_answer.set()
+    assert known.granted_notice("ann") == "v1"
+    slow.may_answer.clear()
+    spool.append([consent("ann", granted=False)])
+    forwarding = threading.Timer(0.1, lambda: spool.forget(spool.waiting(0, 9)))
+    forwarding.start()
+    assert known.granted_notice("ann") is None
+    assert known.granted_notice("ann") is None  # and from now on
+    forwarding.join()
+    slow.may_answer.set()
+    spool.close()
 
 
 def test_a_full_spool_keeps_nothing_more_or_refuses(tmp_path: Path) -> None:

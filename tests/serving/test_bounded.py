@@ -1,31 +1,40 @@
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated
 
 import httpx
-import pytest
 from fastapi import Body, FastAPI
 
 from serving.bounded import Bounded
-from tests.serving.house import House, house
+from serving.settings import Settings
+from tests.serving.house import house
+
+ROUTES = [
+    ("PUT", "/v1/consent"),
+    ("POST", "/v1/feedback/rankings"),
+    ("POST", "/v1/feedback/comments"),
+    ("POST", "/v1/admin/keys"),
+    ("POST", "/v1/admin/swap"),
+]
 
 
-@pytest.mark.parametrize("path", ["v1/feedback/edits", "v1/admin/keys", "v1/consent"])
-def test_without_a_key_nobody_fills_the_memory(
-    tmp_path_factory: pytest.TempPathFactory, path: str
-) -> None:
-    def sent(here: House, size: int) -> httpx.Response:
-        method = "PUT" if path == "v1/consent" else "POST"
-        headers = {"content-type": "application/json"}
-        body = b'"' + b"a" * (size - 2) + b'"'
-        return httpx.request(method, f"{here.url}/{path}", content=body, headers=headers)
-
-    with house(tmp_path_factory.mktemp("house")) as here:
-        assert sent(here, 1 << 20).status_code == 401
-        refused = sent(here, (1 << 20) + 1)
-    assert refused.status_code == 413
-    assert refused.json()["error"]["message"] == "body: expected at most 1048576 bytes, got more"
-    assert refused.headers["x-request-id"]
+def test_no_route_reads_more_than_a_body_may_have_not_even_without_a_key(tmp_path: Path) -> None:
+    settings = Settings(release_poll_s=0.02, max_body_bytes=1024, push="tcp")
+    headers = {"content-type": "application/json"}
+    with house(tmp_path, settings) as here, httpx.Client(base_url=here.url) as client:
+        for method, path in ROUTES:
+            most, more = (
+                client.request(method, path, content=b'"%b"' % (b"a" * size), headers=headers)
+                for size in (1022, 1023)
+            )
+            assert (most.status_code, more.status_code) == (401, 413), path
+            assert more.json()["error"]["message"] == "body: expected at most 1024 bytes, got more"
+            assert more.headers["x-request-id"]
+        with here.client() as ann:
+            assert ann.post("/v1/completions", content=b" " * 1025).status_code == 413
+        offer = client.post("/v1/admin/push", content=b" " * 1025, headers=headers)
+        assert offer.status_code != 413  # an offer grows with the model
 
 
 def test_a_request_that_does_not_arrive_is_given_up() -> None:
@@ -40,7 +49,7 @@ def test_a_request_that_does_not_arrive_is_given_up() -> None:
         await asyncio.Event().wait()
 
     async def ask() -> tuple[int, int]:
-        transport = httpx.ASGITransport(Bounded(app, max_bytes=100, bound_s=0.05))
+        transport = httpx.ASGITransport(Bounded(app, 100, {}, bound_s=0.05))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"content-type": "application/json"}
             late = await client.post("/", content=slow(), headers=headers)

@@ -1,16 +1,22 @@
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
+from limits import RateLimitItem
 from redis import Redis
 from redis.exceptions import RedisError
 
 from contracts.access import Principal
 from contracts.errors import InvalidInput, LimitReached
-from serving.limits import Limiter, LimitOptions, duration
+from serving.limits import AWAY_S, Limiter, LimitOptions, duration
+from serving.windows import MovingWindow
 from tests.conftest import free_port
 
 ANN, BOB = Principal("ann", "key-a"), Principal("bob", "key-b")
@@ -94,6 +100,54 @@ def test_storage_that_cannot_be_read_is_named_without_its_password() -> None:
     with pytest.raises(InvalidInput, match=r"^INSTRUCTLOOP_LIMIT_STORAGE: ") as caught:
         Limiter(LimitOptions(storage="redis://:secret@h:port/0"), "wrong")
     assert "secret" not in str(caught.value)
+
+
+def test_a_counter_that_does_not_answer_is_not_asked_by_every_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port, now = silent.getsockname()[1], [0.0]
+        limiter = Limiter(
+            LimitOptions(9, 9, f"redis://127.0.0.1:{port}/0"), "hung", clock=lambda: now[0]
+        )
+        for _ in range(5):
+            assert limiter.take_request(ANN) == limiter.take_tokens(ANN, 1) == {}
+        limiter.settle(ANN, 1, 2)
+        assert limiter.unlimited == 10
+        assert accepted(silent) == 1
+        now[0] += AWAY_S
+        limiter.take_request(ANN)
+        assert accepted(silent) == 1
+
+
+def accepted(server: socket.socket) -> int:
+    """How many connections came since the last time."""
+    server.setblocking(False)
+    found = 0
+    with suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            found += 1
+    return found
+
+
+def test_requests_do_not_wait_for_each_other_at_a_counter_elsewhere() -> None:
+    """As they would for a lock that is held while the counter is asked."""
+
+    class Meeting(MovingWindow):
+        both = threading.Barrier(2)
+
+        def hit(self, item: RateLimitItem, *key: str, cost: int = 1) -> bool:
+            self.both.wait(10)
+            return True
+
+    limiter = Limiter(LimitOptions(9, 0, f"redis://127.0.0.1:{free_port()}/0"), "met")
+    limiter._requests = Meeting(time.time)
+    with ThreadPoolExecutor(2) as askers:
+        said = list(askers.map(limiter.take_request, (ANN, BOB)))
+    assert all(said)
+
+
+def test_counts_in_memory_do_not_go_by_a_clock_that_may_be_set() -> None:
+    assert Limiter(LimitOptions(1), "set")._clock is time.monotonic
 
 
 @pytest.mark.parametrize(

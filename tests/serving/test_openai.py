@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from openai.types.chat import ChatCompletion
+from pydantic import ValidationError
 
 from contracts.artifact import ArtifactStore
 from contracts.errors import InvalidInput
@@ -18,9 +19,9 @@ from contracts.events import Stamper
 from contracts.release import Canary, Release, ReleaseRegistry
 from contracts.v1 import events_pb2 as pb
 from serving.app import create_app
-from serving.engine import EngineRefused
+from serving.engine import EngineRefused, Kind
 from serving.openai import filled
-from serving.request import checked
+from serving.request import REQUEST, checked
 from serving.settings import Settings
 from tests.fakes import FakeEngine, FixedConsent, MemorySink, authenticate
 from tests.serving.house import model_folder
@@ -328,6 +329,24 @@ def test_text_that_is_not_json_in_utf8_is_refused(tmp_path: Path, raw: bytes) ->
         assert (response.status_code, response.json()["error"]["param"]) == (400, "body")
 
     run(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("completions", {"prompt": [{}] * 1000}),
+        ("completions", {"prompt": [-1] * 1000}),
+        ("completions", {"prompt": [[]] * 1000}),
+        ("completions", {"prompt": [[-1] * 1000]}),
+        ("chat", {"messages": [{}] * 1000}),
+        ("chat", {"messages": [{"role": "user", "content": [{}] * 1000}]}),
+    ],
+)
+def test_a_thousand_faults_are_not_all_looked_for(kind: Kind, body: dict[str, Any]) -> None:
+    """While they are, nobody is answered: a body has room for a quarter of a million."""
+    with pytest.raises(ValidationError) as caught:
+        REQUEST[kind].model_validate({"model": "tiny"} | body)
+    assert caught.value.error_count() <= 10
 
 
 def test_null_means_the_default() -> None:

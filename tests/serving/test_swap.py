@@ -362,6 +362,26 @@ def test_release_that_is_rolled_back_while_others_drain_is_not_swapped_in(tmp_pa
     asyncio.run(scene())
 
 
+def test_registry_that_cannot_be_read_for_a_while_ends_no_server(stage: Stage) -> None:
+    async def scene() -> None:
+        current = stage.registry.root / "current"
+        aside = current.rename(current.with_name("aside"))
+        current.mkdir()  # reading it is an OSError, as of a disk elsewhere that is away
+        running = asyncio.create_task(stage.swapper.run())
+        await asyncio.sleep(0.2)
+        assert not running.done() and serving(stage) == "r1"
+        current.rmdir()
+        aside.rename(current)
+        stage.publish("r2", stage.folder("second", seed=2), parent="r1")
+        async with asyncio.timeout(10):
+            while serving(stage) != "r2":
+                await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(scene())
+
+
 def test_broken_log_does_not_stop_a_swap(stage: Stage) -> None:
     def broken(events: object) -> None:
         raise OSError("disk full")
