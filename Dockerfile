@@ -14,8 +14,8 @@ COPY . .
 RUN /opt/uv/bin/uv pip install --no-cache --no-deps --build-constraint requirements.lock .
 
 FROM ${BASE}
-# vLLM links libnuma; torch.compile and Triton call a compiler.
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libnuma1 && rm -rf /var/lib/apt/lists/* \
+# vLLM links libnuma, torch.compile and Triton call a compiler, and a backup is made by sqlite3.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libnuma1 sqlite3 && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --home-dir /tmp --no-create-home instructloop \
     && install -d -o instructloop -g instructloop /var/lib/instructloop
 COPY --from=environment /opt/instructloop /opt/instructloop

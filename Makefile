@@ -145,7 +145,7 @@ spark: setup
 redis:
 	@command -v redis-server >/dev/null || $(call apt,redis-server)
 
-# helm, built by Go, and what a Kubernetes takes, from its own sources.
+# helm, built by Go (without optimising, which takes longer than it saves), and what a Kubernetes takes, from its own sources.
 helmparts:
 	@[ ! -x $(HELM) ] || exit 0
 	command -v go >/dev/null || { echo "no Go to build helm; going on without"; exit 0; }
@@ -154,7 +154,7 @@ helmparts:
 	parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT
 	{ cd .helm && go mod download -json k8s.io/kubernetes@$(KUBERNETES_VERSION) >"$$parts/kubernetes.json" && \
 	  cp -f "$$(sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p' "$$parts/kubernetes.json")/api/openapi-spec/swagger.json" . && \
-	  GOBIN="$$parts" go install -trimpath -ldflags "-s -w" helm.sh/helm/v3/cmd/helm@$(HELM_VERSION) && \
+	  GOBIN="$$parts" go install -trimpath -ldflags "-s -w" -gcflags "all=-N -l" helm.sh/helm/v3/cmd/helm@$(HELM_VERSION) && \
 	  mv "$$parts/helm" helm; } >"$$parts/log" 2>&1 || { tail -n 5 "$$parts/log"; echo "helm could not be built; going on without"; }
 
 kafkajars: .kafka/classes.jsa
