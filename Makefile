@@ -21,12 +21,15 @@ UV_VERSION := 0.13.8
 UV := .uv/bin/uv
 RUN := .venv/bin/python
 CODE := contracts serving feedback training instructloop demo benchmarks
+HELM := .helm/helm
+HELM_VERSION := v3.18.4
+KUBERNETES_VERSION := v1.34.4
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 COMPILE = pip compile pyproject.toml --group dev --python-version 3.11 --no-annotate --no-header --quiet
 PROTOC := $(RUN) -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo e2e kafka test chromium kafkajars kcat redis spark sqlite3 check format lint types imports schema proto docs lock bench bench-gpu clean
+.PHONY: help setup demo e2e kafka helm test chromium kafkajars kcat redis spark sqlite3 helmparts check format lint types imports schema proto docs lock bench bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +47,16 @@ e2e: setup ## the same round on real rankings (DATA=folder)
 kafka: setup kafkajars ## run a Kafka broker on this machine until Ctrl-C (PORT=9092)
 	@exec $(RUN) -m demo.broker $(PORT)
 
-test: setup chromium kafkajars kcat redis spark sqlite3 ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
+test: setup chromium kafkajars kcat redis spark sqlite3 helmparts ## every test, on a real vLLM engine, browser and Kafka too (ARGS="-k swap")
 	@exec $(RUN) -m pytest $(ARGS)
+
+helm: helmparts ## lint the chart in helm/ and render it with each of its examples
+	@[ -x $(HELM) ] || { echo "make helm needs Go, with which it builds helm" >&2; exit 1; }
+	@for values in helm/examples/*.yaml; do
+	  $(HELM) lint --strict --quiet --kube-version $(KUBERNETES_VERSION) -f "$$values" helm
+	  rendered=$$($(HELM) template instructloop helm --kube-version $(KUBERNETES_VERSION) -f "$$values")
+	  echo "$$values: $$(grep -c '^kind:' <<<"$$rendered") objects"
+	done
 
 check: lint types imports schema ## format, lint, types, imports and event schema
 
@@ -70,7 +81,7 @@ bench-gpu: ## measure kernels and training on a GPU
 	@$(MAKE) bench SUITE=gpu
 
 clean: ## remove what was made, but for runs/
-	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
+	rm -rf .venv .uv .helm .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
 	find $(CODE) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The parts of `make check`.
@@ -121,8 +132,8 @@ $(READY): requirements.lock | .uv/$(UV_VERSION)
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-# For the tests of the Playground, of Kafka, of limits over several replicas and of a backup, and for `make kafka`. What cannot be had is gone
-# without: its tests are skipped then, and fail where CI=true.
+# For the tests of the Playground, of Kafka, of limits over several replicas, of a backup and of the chart, and for `make kafka`. What cannot
+# be had is gone without: its tests are skipped then, and fail where CI=true.
 chromium kcat sqlite3:
 	@command -v $@ >/dev/null || $(call apt,$@)
 
@@ -133,6 +144,18 @@ spark: setup
 
 redis:
 	@command -v redis-server >/dev/null || $(call apt,redis-server)
+
+# helm, built by Go (without optimising, which takes longer than it saves), and what a Kubernetes takes, from its own sources.
+helmparts:
+	@[ ! -x $(HELM) ] || exit 0
+	command -v go >/dev/null || { echo "no Go to build helm; going on without"; exit 0; }
+	echo "building helm $(HELM_VERSION)"
+	mkdir -p .helm
+	parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT
+	{ cd .helm && go mod download -json k8s.io/kubernetes@$(KUBERNETES_VERSION) >"$$parts/kubernetes.json" && \
+	  cp -f "$$(sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p' "$$parts/kubernetes.json")/api/openapi-spec/swagger.json" . && \
+	  GOBIN="$$parts" go install -trimpath -ldflags "-s -w" -gcflags "all=-N -l" helm.sh/helm/v3/cmd/helm@$(HELM_VERSION) && \
+	  mv "$$parts/helm" helm; } >"$$parts/log" 2>&1 || { tail -n 5 "$$parts/log"; echo "helm could not be built; going on without"; }
 
 kafkajars: .kafka/classes.jsa
 

@@ -1,10 +1,12 @@
-"""What in docs/ is generated: python -m tests.docs.pages writes it, a test compares it."""
+"""What is generated of docs/ and the chart: python -m tests.docs.pages writes it, a test compares
+it.
+"""
 
 import re
 from pathlib import Path
 
 from serving.settings import Settings
-from tests.docs import ablations, figures, scaling
+from tests.docs import ablations, chart, figures, scaling
 from tests.serving import parity, test_parity, test_vllm, test_vllm_parity
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,6 +34,7 @@ def pages() -> dict[Path, str]:
                 ("scaling.md", scaling.table()),
             )
         },
+        chart.SCHEMA: chart.schema(),
         DOCS / "figures.md": figures.page(),
         DOCS / "parity.md": parity.page(test_parity, test_vllm_parity, test_vllm),
     }

@@ -22,7 +22,7 @@ from tests.docs.pages import pages
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (
-    *("benchmarks", "contracts", "demo", "docs", "feedback", "instructloop", "proto"),
+    *("benchmarks", "contracts", "demo", "docs", "feedback", "helm", "instructloop", "proto"),
     *("serving", "tests", "training"),
 )
 
