@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +207,7 @@ class VllmEngine:
         if isinstance(result, AsyncGenerator):
             return _chunks(result)
         parsed: Body = result.model_dump(mode="json")
+        _check_is_whole(choice["finish_reason"] for choice in parsed["choices"])
         return parsed
 
     async def logprobs(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
@@ -325,15 +326,23 @@ async def _chunks(lines: Lines) -> AsyncGenerator[Chunk, None]:
     """
     async with aclosing(lines):
         async for line in lines:
-            if isinstance(line, Chunk):
-                yield line
-                continue
             if line == DONE:
                 return
-            said = line[6:]  # after "data: "; white space may follow
-            try:
-                chunk = _chunk(said)
-            except msgspec.ValidationError:
-                error = msgspec.json.decode(said)["error"]
-                raise EngineRefused(error["message"], error["code"], error.get("param")) from None
+            chunk = line if isinstance(line, Chunk) else _read(line)
+            _check_is_whole(choice.finish_reason for choice in chunk.choices)
             yield chunk
+
+
+def _read(line: str) -> Chunk:
+    said = line[6:]  # after "data: "; white space may follow
+    try:
+        return _chunk(said)
+    except msgspec.ValidationError:
+        error = msgspec.json.decode(said)["error"]
+        raise EngineRefused(error["message"], error["code"], error.get("param")) from None
+
+
+def _check_is_whole(finish_reasons: Iterable[str | None]) -> None:
+    """An engine that is ended breaks answers off, and calls that a reason to finish."""
+    if "abort" in finish_reasons:
+        raise EngineRefused("The engine broke this answer off.", status=503)
