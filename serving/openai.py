@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -182,7 +183,7 @@ class _Clerk:
         if said.get("store") is False:
             return None
         playground = request.headers.get("x-instructloop-source") == "playground"
-        notice = await self._notice(request, who, playground)
+        at, notice = time.time(), await self._notice(request, who, playground)
         # The tools belong to the prompt, and an event has no place for them.
         prompt = recordable_prompt(kind, asked) if "tools" not in asked else None
         if notice is not None and prompt is not None:
@@ -193,6 +194,7 @@ class _Clerk:
                 prompt=prompt,
                 sampling=_sampling(asked),
                 metadata=_metadata(said),
+                at=at,
             )
         if said.get("store"):
             raise AccessDenied(*_not_stored(consented=notice is not None))

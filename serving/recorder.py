@@ -37,6 +37,9 @@ class Permit:
     prompt: pb.Prompt
     sampling: pb.Sampling
     metadata: dict[str, str]
+    # When consent was asked, in seconds since 1970: who withdraws while the answer is made takes it
+    # back, too, also where they agree again later.
+    at: float
 
 
 @dataclass
@@ -192,7 +195,8 @@ class Recorder:
         loop = asyncio.get_running_loop()
         written: _Written = loop.create_future()
         try:
-            event = self._stamper.event(permit.user_id, transcript.event_body(permit, release))
+            body = transcript.event_body(permit, release)
+            event = self._stamper.event(permit.user_id, body, at=permit.at)
         except Exception as e:  # noqa: BLE001  recording never fails an answer
             self._lose(1, e)
             return

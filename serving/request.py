@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from contracts.errors import InvalidInput
 from contracts.fields import Metadata, told_of
 from serving.engine import Body, Kind
 
 MAX_CHOICES = 128
+SCHEMA_LEVELS, SCHEMA_VALUES = 64, 5_000
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -52,6 +54,24 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A grammar is made of it, in a time that grows faster than the schema."""
+    level: list[Any] = [schema]
+    levels = values = 0
+    while level:
+        levels, values = levels + 1, values + len(level)
+        if levels > SCHEMA_LEVELS or values > SCHEMA_VALUES:
+            bounds = {"levels": SCHEMA_LEVELS, "values": SCHEMA_VALUES}
+            told = "Input should have at most {levels} levels and {values} values"
+            raise PydanticCustomError("schema_size", told, bounds)
+        holders = [x for x in level if isinstance(x, dict | list)]
+        level = [y for x in holders for y in (x.values() if isinstance(x, dict) else x)]
+    return schema
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_compilable)]
+
+
 class StreamOptions(_Part):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
@@ -62,10 +82,13 @@ class StructuredOutputs(_Part):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    json_: Annotated[Schema | None, Field(alias="json")] = None
     regex: Annotated[str, Field(max_length=4096)] | None = None
     choice: (
-        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=128)]
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=256)]],
+            Field(min_length=1, max_length=128),
+        ]
         | None
     ) = None
     grammar: Annotated[str, Field(max_length=16_384)] | None = None
@@ -174,7 +197,7 @@ class Message(_Part):
 class FunctionDefinition(_Part):
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Schema | None = None
     strict: bool | None = None
 
 
@@ -199,7 +222,7 @@ class TextFormat(_Part):
 class NamedSchema(_Part):
     name: Name
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[Schema, Field(alias="schema")]
     strict: bool | None = None
 
 

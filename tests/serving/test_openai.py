@@ -349,6 +349,28 @@ def test_a_thousand_faults_are_not_all_looked_for(kind: Kind, body: dict[str, An
     assert caught.value.error_count() <= 10
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"not": nested(levels - 1)} if levels > 1 else {}
+
+
+@pytest.mark.parametrize("schema", [nested(65), {"enum": list(range(5000))}], ids=["deep", "wide"])
+def test_a_schema_that_takes_long_to_compile_is_refused(schema: dict[str, Any]) -> None:
+    ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    called = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    for field, said in (
+        ("structured_outputs.json", {"structured_outputs": {"json": schema}}),
+        ("response_format.json_schema.schema", {"response_format": form}),
+        ("tools.0.function.parameters", {"tools": [called]}),
+    ):
+        with pytest.raises(InvalidInput, match="at most 64 levels and 5000 values") as caught:
+            checked("chat", ask | said, 16)
+        assert caught.value.field == field
+    checked("chat", ask | {"structured_outputs": {"json": nested(64)}}, 16)
+    with pytest.raises(InvalidInput, match="at most 256 characters"):
+        checked("chat", ask | {"structured_outputs": {"choice": ["a" * 257]}}, 16)
+
+
 def test_null_means_the_default() -> None:
     said = checked("completions", {"model": "m", "prompt": "p", "n": None, "stop": None}, 16)
     assert filled("completions", said) == {

@@ -30,6 +30,7 @@ PERMIT = Permit(
     prompt=pb.Prompt(text="a secret question"),
     sampling=pb.Sampling(temperature=1, top_p=1, max_tokens=4),
     metadata={"use_case": "qa"},
+    at=1_700_000_000.5,
 )
 
 
@@ -69,7 +70,7 @@ def test_event_says_what_was_asked_and_answered() -> None:
     asyncio.run(recorder.record(PERMIT, transcript(), RELEASE))
     event = sink.events[0]  # durable when record returns
     recorder.stop()
-    assert (event.user_id, event.producer, event.time.seconds) == ("ann", "serving", 9)
+    assert (event.user_id, event.producer, event.time.seconds) == ("ann", "serving", 1_700_000_000)
     completion = event.completion
     assert completion.completion_id == "cmpl-1"
     assert completion.prompt.text == "a secret question"
