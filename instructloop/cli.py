@@ -99,17 +99,22 @@ def create_key(
 
 @keys.command("list")
 def list_keys(keys: Keys = KEYS) -> None:
-    """Print every key's id, state, owner, project and scopes."""
+    """Print every key's id, state, owner, project, scopes and limits of its own."""
     from serving.access import KeyStore
 
     for info in KeyStore(keys).list():
         who = info.principal
-        state = "active" if info.revoked is None else "revoked"
-        production = " production" if who.production else ""
-        typer.echo(
-            f"{who.key_id} {state} {who.user_id} {who.project} "
-            f"{','.join(sorted(who.scopes))}{production}"
-        )
+        words = [
+            who.key_id,
+            "active" if info.revoked is None else "revoked",
+            who.user_id,
+            who.project,
+            ",".join(sorted(who.scopes)),
+        ]
+        words += ["production"] if who.production else []
+        own = {"requests": who.requests_per_minute, "tokens": who.tokens_per_minute}
+        words += [f"{kind}={limit}/min" for kind, limit in own.items() if limit is not None]
+        typer.echo(" ".join(words))
 
 
 @keys.command("revoke")

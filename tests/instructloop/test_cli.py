@@ -114,6 +114,20 @@ def test_wrong_setting_of_a_server_is_named_before_a_model_is_read_or_a_key_made
     assert KeyStore(tmp_path / "instructloop-data" / "keys.db").list() == []
 
 
+def test_keys_are_listed_with_what_they_open_and_their_own_limits(tmp_path: Path) -> None:
+    store, file = KeyStore(tmp_path / "keys.db"), str(tmp_path / "keys.db")
+    _, plain = store.create("ann")
+    _, bounded = store.create(
+        "bob", True, ["complete"], "shop", requests_per_minute=60, tokens_per_minute=0
+    )
+    store.revoke(bounded)
+    said = CliRunner().invoke(app, ["keys", "list", "--keys", file]).output.splitlines()
+    assert set(said) == {
+        f"{plain} active ann default complete,feedback",
+        f"{bounded} revoked bob shop complete production requests=60/min tokens=0/min",
+    }
+
+
 def test_export_names_the_persons_keys_without_the_keys(tmp_path: Path) -> None:
     keys = KeyStore(tmp_path / "keys.db")
     key, key_id = keys.create("ann")
