@@ -196,6 +196,8 @@ class WeightSwapper:
             except Exception as e:  # noqa: BLE001  whatever is wrong with it, the one before may be right
                 self.base = None
                 await self._engine.stop()
+                # Where the whole process group is told to end, the engine hears it first.
+                await asyncio.sleep(self._options.poll_s)
                 await self._changes.note(release_id, "refused", str(e), timer)
                 continue
             self.state = "serving"

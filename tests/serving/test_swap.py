@@ -304,6 +304,28 @@ def test_first_release_that_fails_its_canary_falls_back_to_the_one_before_it(
     assert stage.outcomes() == [("r2", "refused"), ("r1", "swapped_in")]
 
 
+def test_engine_that_ends_with_its_server_while_it_loads_is_no_fault_of_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As both do where their process group is told to end."""
+    stage, ended = Stage(tmp_path, poll_s=60), asyncio.Event()
+
+    async def start(folder: Path, model: str) -> None:
+        ended.set()
+        raise RuntimeError("the engine has stopped")
+
+    async def scene() -> None:
+        running = asyncio.create_task(stage.swapper.run())
+        await ended.wait()
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    monkeypatch.setattr(stage.engine, "start", start)
+    asyncio.run(scene())
+    assert stage.outcomes() == [] and stage.sink.release_changes() == []
+
+
 def test_no_release_that_can_be_served_ends_the_swapper(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     (stage.registry.artifacts.path(stage.registry.get("r1").artifact) / "config.json").unlink()
