@@ -57,6 +57,7 @@ _PERMIT = Permit(
     prompt=pb.Prompt(text=TEXT[:300]),
     sampling=pb.Sampling(temperature=1, top_p=1, max_tokens=200),
     metadata={},
+    at=1_767_225_600.0,
 )
 
 
