@@ -99,7 +99,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(keys: Keys = KEYS) -> None:
-    """Print every key's id, state, owner, project, scopes and limits of its own."""
+    """Print every key: id, state, owner, project, scopes, own limits."""
     from serving.access import KeyStore
 
     for info in KeyStore(keys).list():
