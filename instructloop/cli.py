@@ -28,6 +28,7 @@ app.add_typer(cli_log.app, name="log")
 app.add_typer(cli_vault.app, name="vault")
 app.add_typer(release, name="release")
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 PerMinute = Annotated[
     int | None, typer.Option(min=0, help="The key's own limit; 0: none. Default: the server's.")
@@ -65,7 +66,8 @@ def serve(
                 "nothing is released yet; waiting for the first release (or give --model FOLDER)",
                 err=True,
             )
-        if (key := key_for_newcomer(place)) is not None:
+        # Elsewhere who reads what a server prints is not who sits before it.
+        if host in LOOPBACK and (key := key_for_newcomer(place)) is not None:
             typer.echo(f"Playground: http://{host}:{port}/#key={key}")
 
     run(place, settings, host, port, prepare=prepare)
